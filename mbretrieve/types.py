@@ -1,0 +1,93 @@
+"""The records that pass between rooms, and the protocols that let one room stand in for another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+MetadataValue = str | int | float | bool
+Metadata = Mapping[str, MetadataValue]
+Where = Mapping[str, Any]
+"""A metadata filter: ``{"lang": "en"}``, ``{"lang": ["en", "fr"]}``, ``{"year": {"gte": 2000, "lt": 2010}}``; keys are joined by and."""
+
+Run = dict[str, dict[str, float]]
+"""What a search gave: query id -> document id -> score."""
+Qrels = dict[str, dict[str, int]]
+"""What people judged: query id -> document id -> relevance."""
+
+Kind = Literal["colbert", "dense"]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to be found, under an id of the caller's.
+
+    ``context`` (a title, a path, the enclosing class) is encoded and searched in front of the text, of each of its
+    windows if it is long, but is not part of the text that a hit shows.
+    """
+
+    id: str
+    text: str
+    metadata: Metadata = field(default_factory=dict)
+    context: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document found: its score, its text, and in ``span`` the character range of the window that scored."""
+
+    id: str
+    score: float
+    text: str
+    metadata: Metadata
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What an index must know of the model that made its vectors: two encoders with equal ``content_hash``, ``kind``,
+    ``dim`` and ``document_length`` give the same document vectors."""
+
+    kind: Kind
+    name: str
+    revision: str | None
+    content_hash: str
+    dim: int
+    query_length: int
+    document_length: int
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns texts into vectors: ``ColBERT`` and ``DenseEncoder``, or anything of that shape."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is."""
+
+    @property
+    def document_capacity(self) -> int:
+        """How many tokens of its own a document can have beside the markers and special tokens put around it."""
+
+    def token_offsets(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Tokenize without special tokens and without a limit: for each text its tokens' (tokens, 2) character ranges."""
+
+    def encode_queries(self, texts: Sequence[str]) -> Any:
+        """Encode queries: a list of (tokens_i, dim) float32 arrays (ColBERT), or one (n, dim) array (dense)."""
+
+    def encode_documents(self, texts: Sequence[str]) -> Any:
+        """Encode documents: a list of (tokens_i, dim) float32 arrays (ColBERT), or one (n, dim) array (dense)."""
+
+
+@runtime_checkable
+class Searcher(Protocol):
+    """What answers queries; ``evaluation.runner`` drives anything of this shape, BM25 included."""
+
+    def search(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
+        """Return for each query its best ``k`` documents, best first."""
+
+    def report(self) -> dict[str, Any]:
+        """Return what building and searching cost: seconds by phase, bytes, tokens."""
