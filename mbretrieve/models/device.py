@@ -1,0 +1,59 @@
+"""Where a model runs, and in which number format, when the caller does not say."""
+
+import torch
+
+from mbretrieve.errors import ModelError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def default_device() -> torch.device:
+    """Return the first CUDA device, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return the device a caller named, or the default; ModelError if the name is none that torch knows."""
+    if device is None:
+        return default_device()
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device is {device!r}, expected a torch device such as cpu, cuda or cuda:1") from error
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware multiplies it, float32 elsewhere.
+
+    Emulated bfloat16 is several times slower than float32, so a CPU without AVX512-BF16 or AMX stays with float32.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    # torch.cpu.get_capabilities, the public spelling, is younger than the oldest torch we run on.
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.bfloat16
+    return torch.float32
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return the dtype a caller named, or the device's default; ModelError for a name that is none."""
+    if dtype is None:
+        return default_dtype(device)
+    if isinstance(dtype, torch.dtype):
+        if dtype in _DTYPES.values():
+            return dtype
+    elif dtype in _DTYPES:
+        return _DTYPES[dtype]
+    raise ModelError(f"dtype is {dtype}, expected one of {', '.join(_DTYPES)}")

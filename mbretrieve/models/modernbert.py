@@ -1,0 +1,179 @@
+"""ModernBERT (https://arxiv.org/abs/2412.13663): one packed stream of tokens in, one stream of hidden states out.
+
+Parameter names are Hugging Face's without the ``model.`` prefix, so that state_dict() is a checkpoint as it stands.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mbretrieve.errors import ModelError
+from mbretrieve.models.attention import PackedBatch, attend
+from mbretrieve.models.config import SLIDING, ModernBertConfig
+
+_GELU_TANH = partial(F.gelu, approximate="tanh")
+_ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": _GELU_TANH,
+    "gelu_new": _GELU_TANH,  # the same formula, written out in transformers
+    "silu": F.silu,
+    "swish": F.silu,
+    "relu": F.relu,
+}
+# Tensors of a checkpoint that belong to a task's head, not to the backbone.
+_HEADS = ("head.", "decoder.", "classifier.")
+
+
+class Embeddings(nn.Module):
+    """Token embeddings, normalised; positions enter in attention, by RoPE."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.norm = _norm(config)
+        self.dropout = config.embedding_dropout
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embed tokens: (T,) int64 -> (T, hidden)."""
+        return F.dropout(self.norm(self.tok_embeddings(input_ids)), self.dropout, self.training)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotated queries and keys; ``window`` is None in a global layer."""
+
+    def __init__(self, config: ModernBertConfig, window: int | None) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.Wqkv = nn.Linear(width, 3 * width, bias=config.attention_bias)
+        self.Wo = nn.Linear(width, width, bias=config.attention_bias)
+        self.heads, self.window, self.dropout = config.num_attention_heads, window, config.attention_dropout
+
+    def forward(self, x: Tensor, batch: PackedBatch, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Mix each text's tokens: (T, hidden) -> (T, hidden)."""
+        qkv = self.Wqkv(x).unflatten(-1, (3, self.heads, -1))  # (T, 3, heads, head_dim)
+        query, key = rotate(qkv[:, :2], *rotation).unbind(1)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(query, key, qkv[:, 2], batch, window=self.window, dropout=dropout)
+        return F.dropout(self.Wo(mixed.flatten(1)), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """The gated linear unit: ``Wo(act(a) * b)`` with ``a, b = Wi(x)``."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.activation, self.dropout = _ACTIVATION[config.hidden_activation], config.mlp_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token: (T, hidden) -> (T, hidden)."""
+        signal, gate = self.Wi(x).chunk(2, dim=-1)  # (T, intermediate) each
+        return self.Wo(F.dropout(self.activation(signal) * gate, self.dropout, self.training))
+
+
+class Layer(nn.Module):
+    """Attention, then the MLP, each on the normalised stream and added to it."""
+
+    def __init__(self, config: ModernBertConfig, index: int) -> None:
+        super().__init__()
+        self.kind = config.layer_types[index]
+        # The embeddings end in a norm, so the first layer has none of its own.
+        self.attn_norm = _norm(config) if index else nn.Identity()
+        self.attn = Attention(config, config.half_window if self.kind == SLIDING else None)
+        self.mlp_norm = _norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, batch: PackedBatch, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Add what this layer has to say to the stream: (T, hidden) -> (T, hidden)."""
+        x = x + self.attn(self.attn_norm(x), batch, rotation)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ModernBert(nn.Module):
+    """The backbone. A new one has random weights, as ModernBERT's were before training; ``load_state`` sets them."""
+
+    def __init__(self, config: ModernBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.final_norm = _norm(config)
+        self._rotary = {kind: Rotary(config.head_dim, theta) for kind, theta in config.rope_thetas.items()}
+
+    def forward(self, input_ids: Tensor, lengths: Tensor | Sequence[int], attended: Tensor | None = None) -> Tensor:
+        """Encode a packed stream: the texts' tokens one after another.
+
+        Shapes: input_ids (T,) int64 on the model's device; lengths (B,), tokens a text, summing to T, on the CPU;
+        attended (T,) bool or None -> (T, hidden_size) in the model's dtype. A token with ``attended`` False gets its
+        own hidden state but is nobody's key. Raises: ValueError if lengths do not sum to T or one is below 1.
+        """
+        counts = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
+        if sum(counts) != len(input_ids):
+            raise ValueError(f"lengths sum to {sum(counts)}, expected the stream's {len(input_ids)} tokens")
+        x = self.embeddings(input_ids)
+        batch = PackedBatch(counts, device=x.device, dtype=x.dtype, attended=attended)
+        rotations = {
+            kind: rotary(batch.positions, batch.longest, x.dtype)
+            for kind, rotary in self._rotary.items()
+            if kind in self.config.layer_types
+        }
+        for layer in self.layers:
+            x = layer(x, batch, rotations[layer.kind])
+        return self.final_norm(x)
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights of a Hugging Face checkpoint, named with or without the ``model.`` prefix.
+
+        The tensors become the parameters themselves, dtype and all, without a copy. Heads' tensors are passed over.
+        Raises: ModelError naming a tensor that is missing or unknown, or has another shape than the config's.
+        """
+        ours = self.state_dict()
+        found = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        for name, tensor in ours.items():
+            if name not in found:
+                raise ModelError(f"the checkpoint has no tensor {name}, expected shape {tuple(tensor.shape)}")
+            if found[name].shape != tensor.shape:
+                raise ModelError(
+                    f"the checkpoint's {name} has shape {tuple(found[name].shape)}, "
+                    f"expected {tuple(tensor.shape)} from config.json"
+                )
+        if unknown := sorted(name for name in found.keys() - ours.keys() if not name.startswith(_HEADS)):
+            raise ModelError(f"the checkpoint has a tensor {unknown[0]} that this config.json does not provide for")
+        self.load_state_dict({name: found[name] for name in ours}, assign=True)
+
+
+class Rotary:
+    """The tables of rotary position embeddings (RoPE, https://arxiv.org/abs/2104.09864), in float32, grown on demand.
+
+    ``angle[p, i] = p * theta ** (-2 i / head_dim)`` for position p and pair i.
+    """
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        self.head_dim, self.theta = head_dim, theta
+        self._table: Tensor | None = None
+
+    def __call__(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine, (T, 1, 1, head_dim / 2) each, of positions (T,) that are below ``longest``."""
+        if self._table is None or self._table.shape[1] < longest or self._table.device != positions.device:
+            pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
+            angles = torch.outer(
+                torch.arange(longest, dtype=torch.float32, device=positions.device),
+                1.0 / (self.theta ** (pairs / self.head_dim)),
+            )
+            self._table = torch.stack((angles.cos(), angles.sin()))  # (2, positions, head_dim / 2)
+        cosine, sine = self._table[:, positions, None, None].to(dtype)
+        return cosine, sine
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate each pair (i, i + head_dim / 2) of x (T, ..., head_dim) by its position's angle."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
+
+
+def _norm(config: ModernBertConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)

@@ -1,0 +1,26 @@
+"""Greedy token-budget batches: which texts travel together through the backbone."""
+
+from collections.abc import Sequence
+
+
+def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut ``range(len(lengths))`` into batches of at most ``budget`` tokens, longest texts first.
+
+    Returns lists of indices into ``lengths``; each index is in exactly one. An item over the budget is a batch of its
+    own. Lengths (tokens) fall along the batches, so that neighbours are alike, and the batch that needs the most memory
+    comes first: what does not fit fails at once, not after an hour. Equal lengths keep their order.
+    Raises: ValueError if the budget or a length is below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"budget is {budget}, expected at least 1 token")
+    if any(length < 1 for length in lengths):
+        raise ValueError(f"a length is {min(lengths)}, expected at least 1 token")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or lengths[index] > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(index)
+        room -= lengths[index]
+    return batches
