@@ -27,12 +27,20 @@ _ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
 _HEADS = ("head.", "decoder.", "classifier.")
 
 
+class Linear(nn.Linear):
+    """nn.Linear that leaves its weights to ``ModernBert``: torch's own draw costs more than loading a checkpoint."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
 class Embeddings(nn.Module):
     """Token embeddings, normalised; positions enter in attention, by RoPE."""
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        empty = torch.empty(config.vocab_size, config.hidden_size)
+        self.tok_embeddings = nn.Embedding(*empty.shape, padding_idx=config.pad_token_id, _weight=empty)
         self.norm = _norm(config)
         self.dropout = config.embedding_dropout
 
@@ -47,8 +55,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModernBertConfig, window: int | None) -> None:
         super().__init__()
         width = config.hidden_size
-        self.Wqkv = nn.Linear(width, 3 * width, bias=config.attention_bias)
-        self.Wo = nn.Linear(width, width, bias=config.attention_bias)
+        self.Wqkv = Linear(width, 3 * width, bias=config.attention_bias)
+        self.Wo = Linear(width, width, bias=config.attention_bias)
         self.heads, self.window, self.dropout = config.num_attention_heads, window, config.attention_dropout
 
     def forward(self, x: Tensor, batch: PackedBatch, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -65,8 +73,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.Wi = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wo = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.activation, self.dropout = _ACTIVATION[config.hidden_activation], config.mlp_dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,15 +102,35 @@ class Layer(nn.Module):
 
 
 class ModernBert(nn.Module):
-    """The backbone. A new one has random weights, as ModernBERT's were before training; ``load_state`` sets them."""
+    """The backbone, with the weights of ``state`` (see ``load_state``), or with random ones to train from."""
 
-    def __init__(self, config: ModernBertConfig) -> None:
+    def __init__(self, config: ModernBertConfig, state: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = _norm(config)
         self._rotary = {kind: Rotary(config.head_dim, theta) for kind, theta in config.rope_thetas.items()}
+        if state is None:
+            self._draw_weights()
+        else:
+            self.load_state(state)
+
+    @torch.no_grad()
+    def _draw_weights(self) -> None:
+        """Truncated normal, narrower by depth where a layer writes to the stream, as ModernBERT was before training."""
+        config = self.config
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                continue  # norms are ones and zeros already; Linear's biases are below
+            std = config.initializer_range
+            if name.endswith("Wo.weight"):
+                std /= (2.0 * config.num_hidden_layers) ** 0.5
+            cut = config.initializer_cutoff_factor * std
+            nn.init.trunc_normal_(parameter, std=std, a=-cut, b=cut)
+        for module in self.modules():
+            if isinstance(module, Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def forward(self, input_ids: Tensor, lengths: Tensor | Sequence[int], attended: Tensor | None = None) -> Tensor:
         """Encode a packed stream: the texts' tokens one after another.
