@@ -1,0 +1,162 @@
+"""scoring.py against plain loops, and the laws that padding, batching and blocks must not break."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mbretrieve import scoring
+from mbretrieve.scoring import cosine, maxsim, maxsim_ragged, maxsim_ragged_batch
+
+Ragged = list[NDArray[np.float32]]
+
+
+def by_loops(queries: Ragged, documents: Ragged) -> NDArray[np.float64]:
+    out = np.zeros((len(queries), len(documents)))
+    for q, query in enumerate(queries):
+        for d, document in enumerate(documents):
+            for row in query:
+                out[q, d] += max(float(np.dot(row.astype(np.float64), token.astype(np.float64))) for token in document)
+    return out
+
+
+def draw(seed: int, counts: list[int], dim: int) -> Ragged:
+    """Rows of any length, not unit ones: queries may carry term weights as lengths."""
+    random = np.random.default_rng(seed)
+    return [(random.standard_normal((n, dim)) * random.uniform(0.1, 3)).astype(np.float32) for n in counts]
+
+
+def padded(rows: Ragged, fill: float) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    out = torch.full((len(rows), width, rows[0].shape[1]), fill)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.from_numpy(row)
+        mask[i, : len(row)] = True
+    return out, mask
+
+
+def ragged(rows: Ragged, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    offsets = np.cumsum([0] + [len(row) for row in rows]).astype(np.int64)
+    return torch.from_numpy(np.concatenate(rows)).to(dtype), torch.from_numpy(offsets)
+
+
+COUNTS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+SEED, DIM = st.integers(0, 2**16), st.integers(1, 9)
+
+
+@given(seed=SEED, dim=DIM, queries=COUNTS, documents=COUNTS, fill=st.sampled_from([0.0, 100.0, -100.0]))
+def test_maxsim_equals_three_loops_whatever_the_padding_holds(
+    seed: int, dim: int, queries: list[int], documents: list[int], fill: float
+) -> None:
+    q, d = draw(seed, queries, dim), draw(seed + 1, documents, dim)
+    (queries_, query_mask), (documents_, document_mask) = padded(q, fill), padded(d, fill)
+    scores = maxsim(queries_, documents_, query_mask, document_mask)
+    assert scores.dtype == torch.float32
+    np.testing.assert_allclose(scores, by_loops(q, d), rtol=1e-4, atol=1e-4)
+
+
+@given(seed=SEED, dim=DIM, queries=COUNTS, documents=COUNTS, tokens=st.integers(1, 12), maxima=st.integers(1, 30))
+def test_ragged_equals_three_loops_at_any_block_size(
+    seed: int, dim: int, queries: list[int], documents: list[int], tokens: int, maxima: int
+) -> None:
+    q, d = draw(seed, queries, dim), draw(seed + 1, documents, dim)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "BLOCK_TOKENS", tokens)
+        patch.setattr(scoring, "BLOCK_SIMILARITIES", tokens)
+        patch.setattr(scoring, "BLOCK_MAXIMA", maxima)
+        scores = maxsim_ragged_batch([torch.from_numpy(query) for query in q], *ragged(d))
+    assert scores.dtype == torch.float32
+    np.testing.assert_allclose(scores, by_loops(q, d), rtol=1e-4, atol=1e-4)
+
+
+@given(seed=SEED, documents=COUNTS, data=st.data())
+def test_some_rows_in_any_order_score_as_they_do_among_all(
+    seed: int, documents: list[int], data: st.DataObject
+) -> None:
+    q, d = draw(seed, [3, 1], 4), draw(seed + 1, documents, 4)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(d) - 1), max_size=8)), dtype=np.int64)
+    queries = [torch.from_numpy(query) for query in q]
+    some = maxsim_ragged_batch(queries, *ragged(d), rows=rows)
+    assert some.shape == (2, len(rows))
+    np.testing.assert_allclose(some, maxsim_ragged_batch(queries, *ragged(d)).numpy()[:, rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_stored_precision_is_read_as_it_is(dtype: torch.dtype) -> None:
+    q, d = draw(0, [5], 16), draw(1, [4, 9, 1], 16)
+    stored, offsets = ragged(d, dtype)
+    rounded = [np.asarray(torch.from_numpy(row).to(dtype).float()) for row in d]
+    np.testing.assert_allclose(
+        maxsim_ragged(torch.from_numpy(q[0]), stored, offsets), by_loops(q, rounded)[0], rtol=1e-5, atol=1e-5
+    )
+
+
+@settings(max_examples=25)
+@given(seed=SEED, queries=COUNTS, documents=COUNTS)
+def test_padded_and_ragged_agree(seed: int, queries: list[int], documents: list[int]) -> None:
+    q, d = draw(seed, queries, 6), draw(seed + 1, documents, 6)
+    (queries_, query_mask), (documents_, document_mask) = padded(q, 0.0), padded(d, 0.0)
+    np.testing.assert_allclose(
+        maxsim(queries_, documents_, query_mask, document_mask),
+        maxsim_ragged_batch([torch.from_numpy(query) for query in q], *ragged(d)),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_a_negative_similarity_is_not_beaten_by_padding() -> None:
+    query, document = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[-0.5, 0.0], [0.0, 0.0]]])
+    one = maxsim(query, document, torch.ones(1, 1, dtype=torch.bool), torch.tensor([[True, False]]))
+    assert one.item() == -0.5
+
+
+def test_maxsim_has_gradients_only_where_tokens_are_real() -> None:
+    documents = torch.randn(2, 3, 4, requires_grad=True)
+    queries = torch.randn(2, 2, 4, requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    query_mask = torch.tensor([[True, True], [True, False]])
+    maxsim(queries, documents, query_mask, mask).sum().backward()
+    assert documents.grad is not None
+    assert queries.grad is not None
+    assert torch.isfinite(documents.grad).all()
+    assert not documents.grad[~mask].any()
+    assert not queries.grad[~query_mask].any()
+
+
+def test_a_document_without_tokens_is_refused() -> None:
+    query = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="no real token"):
+        maxsim(
+            query[None], torch.ones(1, 1, 2), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+        )
+    with pytest.raises(ValueError, match="document 1 has no token"):
+        maxsim_ragged(query, torch.ones(2, 2), torch.tensor([0, 1, 1, 2]))
+    with pytest.raises(ValueError, match="query has no token"):
+        maxsim_ragged(query[:0], torch.ones(2, 2), torch.tensor([0, 2]))
+
+
+def test_dims_that_differ_are_refused() -> None:
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match="dim 3, documents have dim 2"):
+        maxsim(torch.ones(1, 1, 3), torch.ones(1, 1, 2), mask, mask)
+    with pytest.raises(ValueError, match="dim 3, documents have dim 2"):
+        maxsim_ragged(torch.ones(1, 3), torch.ones(1, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="dim 3, documents have dim 2"):
+        cosine(torch.ones(1, 3), torch.ones(1, 2))
+
+
+@given(seed=SEED, queries=st.integers(0, 4), documents=st.integers(0, 4), dim=DIM)
+def test_cosine_equals_loops(seed: int, queries: int, documents: int, dim: int) -> None:
+    random = np.random.default_rng(seed)
+    q, d = random.standard_normal((queries, dim)), random.standard_normal((documents, dim)) * 7
+    expected = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in d] for a in q]
+    np.testing.assert_allclose(
+        cosine(torch.from_numpy(q), torch.from_numpy(d)), np.reshape(expected, (queries, documents)), atol=1e-5
+    )
+
+
+def test_cosine_of_a_zero_vector_is_zero() -> None:
+    assert cosine(torch.zeros(1, 3), torch.ones(1, 3)).item() == 0.0
