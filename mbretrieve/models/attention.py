@@ -7,34 +7,34 @@ A token attends within its own text; in a sliding layer only to keys at a distan
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
+from inspect import signature
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-# A group of texts that share one padded SDPA call may hold this share of padding: measured on CPU, a call of its own
-# for each of many short texts costs more than the padding does.
-_PADDING = 0.25
-# Texts from this length on get a call of their own.
-_LONG = 512
 
+class Run(NamedTuple):
+    """Neighbours of one length in the stream: they share an SDPA call without padding and without a copy."""
 
-class Group(NamedTuple):
-    """Texts of like length that take one padded SDPA call.
+    start: int
+    texts: int
+    length: int
 
-    ``tokens`` (n, L) int64 holds positions in the stream (0 where padded), ``bias`` is None or (n, 1, 1 or L, L).
-    """
-
-    tokens: Tensor
-    bias: Tensor | None
+    def of(self, stream: Tensor) -> Tensor:
+        """Cut the run out of a stream (T, ...), as (texts, length, ...)."""
+        cut = stream[self.start : self.start + self.texts * self.length]
+        return cut.view(self.texts, self.length, *stream.shape[1:])
 
 
 class PackedBatch:
-    """The shape of one packed batch, and what kernels derive from it, made once and used by every layer.
+    """The shape of one packed batch, and what kernels derive from it: made once, used by every layer.
 
-    ``lengths`` are the texts' lengths in stream order. ``attended`` (T,) bool or None: a token that is False is
-    nobody's key, though it is a query itself. Raises: ValueError if a length is below 1.
+    ``lengths`` are the texts' lengths in tokens, in stream order. ``attended`` is (T,) bool or None: a token that is
+    False is nobody's key, though it is a query itself. ``dtype`` is that of the queries, keys and values.
+    Raises: ValueError if there is no text or a length is below 1.
     """
 
     def __init__(
@@ -42,23 +42,28 @@ class PackedBatch:
     ) -> None:
         if not lengths or min(lengths) < 1:
             raise ValueError(
-                f"lengths are {list(lengths)[:5]}..., expected at least one text, each of at least 1 token"
+                f"{len(lengths)} lengths, one below 1: expected at least one text, each of 1 token or more"
             )
-        self.lengths = list(lengths)
-        self.device, self.dtype = device, dtype
-        self.attended = attended
-        self.tokens, self.longest = sum(self.lengths), max(self.lengths)
+        self.device, self.dtype, self.attended = device, dtype, attended
+        self.tokens, self.longest = sum(lengths), max(lengths)
+        self._lengths = torch.tensor(lengths)
+        self._masks: dict[int | None, list[Tensor | None]] = {}
         self._bands: dict[int, Tensor] = {}
+        self.runs: list[Run] = []
+        start = 0
+        for length, same in groupby(lengths):
+            self.runs.append(Run(start, len(list(same)), length))
+            start += self.runs[-1].texts * length
 
     @cached_property
     def bounds(self) -> Tensor:
         """Where texts start and end in the stream, (B + 1,) int32: what varlen kernels call cu_seqlens."""
-        return F.pad(self._lengths.cumsum(0), (1, 0)).to(torch.int32).to(self.device)
+        return F.pad(self._lengths.cumsum(0), (1, 0)).to(self.device, torch.int32)
 
     @cached_property
     def text_of(self) -> Tensor:
         """Which text each token belongs to, (T,) int64."""
-        return torch.repeat_interleave(torch.arange(len(self.lengths)), self._lengths).to(self.device)
+        return torch.arange(len(self._lengths)).repeat_interleave(self._lengths).to(self.device)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -66,130 +71,86 @@ class PackedBatch:
         starts = self._lengths.cumsum(0) - self._lengths
         return (torch.arange(self.tokens) - starts.repeat_interleave(self._lengths)).to(self.device)
 
-    @cached_property
-    def _lengths(self) -> Tensor:
-        return torch.tensor(self.lengths)
+    def masks(self, window: int | None) -> list[Tensor | None]:
+        """For each run the mask of its SDPA call, (texts or 1, 1, length or 1, length); None where all is attended."""
+        if window not in self._masks:
+            self._masks[window] = [self._mask(run, window) for run in self.runs]
+        return self._masks[window]
 
-    def narrowed(self, window: int | None) -> int | None:
-        """Return the window, or None where it is no limit because every text fits into it."""
-        return None if window is None or window >= self.longest - 1 else window
-
-    def bias(self, allowed: Tensor) -> Tensor:
-        """Return 0 where ``allowed``, else -inf: SDPA would make the same of a bool mask again in every layer."""
-        return torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill_(~allowed, float("-inf"))
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """All texts, in groups of like length, longest first."""
-        groups: list[Group] = []
-        order = sorted(range(len(self.lengths)), key=lambda text: -self.lengths[text])
-        members: list[int] = []
-        real = 0
-        for text in order:
-            length = self.lengths[text]
-            if members and not self._joins(members, real, length):
-                groups.append(self._group(members))
-                members, real = [], 0
-            members.append(text)
-            real += length
-        groups.append(self._group(members))
-        return groups
-
-    def _joins(self, members: list[int], real: int, length: int) -> bool:
-        widest = self.lengths[members[0]]
-        return widest < _LONG and widest * (len(members) + 1) * (1 - _PADDING) <= real + length
-
-    def _group(self, members: list[int]) -> Group:
-        lengths = self._lengths[members]  # (n,)
-        starts = (self._lengths.cumsum(0) - self._lengths)[members]
-        offsets = torch.arange(int(lengths.max()))
-        real = offsets < lengths[:, None]  # (n, L)
-        index = torch.where(real, starts[:, None] + offsets, 0).to(self.device)
-        allowed = real.to(self.device)
+    def _mask(self, run: Run, window: int | None) -> Tensor | None:
+        allowed = None
         if self.attended is not None:
-            allowed = allowed & self.attended[index]
-        return Group(index, None if bool(allowed.all()) else self.bias(allowed[:, None, None, :]))
-
-    @cached_property
-    def ungroup(self) -> Tensor | None:
-        """Where each token's row stands in the groups' padded rows put end to end, (T,) int64; None if in order."""
-        index = torch.cat([group.tokens.flatten() for group in self.groups])
-        if torch.equal(index, torch.arange(self.tokens, device=self.device)):
-            return None
-        padded = torch.cat([self._real(group) for group in self.groups])
-        place = torch.empty(self.tokens, dtype=torch.int64, device=self.device)
-        rows = torch.arange(len(index), device=self.device)
-        place[index[padded]] = rows[padded]
-        return place
-
-    def _real(self, group: Group) -> Tensor:
-        """Padding points at token 0: a slot is real if it is the text's own start plus its offset."""
-        offsets = torch.arange(group.tokens.shape[1], device=self.device)
-        return (group.tokens == group.tokens[:, :1] + offsets).flatten()
+            allowed = run.of(self.attended)[:, None, None, :]
+        if window is not None and window < run.length - 1:
+            place = torch.arange(run.length, device=self.device)
+            near = (place - place[:, None]).abs() <= window
+            allowed = near[None, None] if allowed is None else allowed & near
+        return None if allowed is None else self._bias(allowed)
 
     def band(self, window: int) -> Tensor:
-        """The mask of a sliding layer in blocks: see ``_banded``. Returns (blocks, 1, block, block + 2 window)."""
+        """The mask of a sliding layer cut into blocks (see ``_in_blocks``), (blocks, 1, block, block + 2 window)."""
         if window not in self._bands:
-            block = _block(window)
+            block, span = _block(window)
             blocks = -(-self.tokens // block)
             tail = blocks * block - self.tokens
-            # -1 on both sides of a comparison: padded rows see padded keys, so that no row of theirs is empty.
+            # The padding on both sides counts as one more text, -1, so that padded queries have keys to attend to.
             queries = F.pad(self.text_of, (0, tail), value=-1).view(blocks, block, 1)
             keys = self.text_of if self.attended is None else self.text_of.masked_fill(~self.attended, -2)
-            keys = F.pad(keys, (window, tail + window), value=-1).unfold(0, block + 2 * window, block).unsqueeze(1)
-            offset = torch.arange(block + 2 * window, device=self.device) - torch.arange(
-                block, device=self.device
-            ).unsqueeze(1)  # key slot j of a block is at distance j - window - i from query i
-            near = (offset >= 0) & (offset <= 2 * window)
-            self._bands[window] = self.bias(((queries == keys) & near).unsqueeze(1))
+            keys = F.pad(keys, (window, tail + window), value=-1).unfold(0, span, block).unsqueeze(1)
+            # Key slot j of a block lies j - window - i tokens after query i.
+            place = torch.arange(span, device=self.device)
+            near = (place - window - place[:block, None]).abs() <= window
+            self._bands[window] = self._bias(((queries == keys) & near).unsqueeze(1))
         return self._bands[window]
 
+    def _bias(self, allowed: Tensor) -> Tensor:
+        """0 where allowed, -inf elsewhere: of a bool mask SDPA would make the same again in every layer."""
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill_(~allowed, float("-inf"))
 
-def _block(window: int) -> int:
-    """As many queries a block as the window is wide: half of the keys a block reads are then its own."""
-    return max(64, 2 * window)
+
+def _block(window: int) -> tuple[int, int]:
+    """How many queries a block has and how many keys it reads: twice as many, so that half of them are its own."""
+    block = max(64, 2 * window)
+    return block, block + 2 * window
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, window: int | None, dropout: float) -> Tensor:
-    """torch's scaled_dot_product_attention, on any device and in any dtype."""
-    if window is not None:
-        return _banded(query, key, value, batch.band(window), window, dropout)
-    rows = []
-    for index, bias in batch.groups:
-        n, length = index.shape
-        if n == 1:
-            start = int(index[0, 0])
-            q, k, v = (x[start : start + length].unsqueeze(0) for x in (query, key, value))
-        else:
-            q, k, v = query[index], key[index], value[index]  # (n, L, heads, head_dim)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        rows.append(out.transpose(1, 2).flatten(0, 1))  # (n * L, heads, head_dim)
-    joined = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return joined if batch.ungroup is None else joined[batch.ungroup]
+    """torch's scaled_dot_product_attention: any device, any dtype, any mask.
+
+    Measured on CPU, a call for each run is as fast as padded groups are, from texts of 32 tokens on. A sliding layer is
+    cut into blocks once a text is longer than the keys that a block reads.
+    """
+    if window is not None and batch.longest > _block(window)[1]:
+        return _in_blocks(query, key, value, batch.band(window), window, dropout)
+    out = []
+    for run, mask in zip(batch.runs, batch.masks(window), strict=True):
+        q, k, v = (run.of(x).transpose(1, 2) for x in (query, key, value))  # (texts, heads, length, head_dim)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        out.append(mixed.transpose(1, 2).flatten(0, 1))
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _banded(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, window: int, dropout: float) -> Tensor:
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, band: Tensor, window: int, dropout: float) -> Tensor:
     """Sliding attention as one SDPA call over blocks of the stream.
 
     A block's queries read the block's keys and ``window`` more on each side; ``unfold`` gives these overlapping keys as
-    a view, and ``bias`` hides those of other texts.
+    a view, and ``band`` hides those of other texts.
     """
-    blocks, _, block, span = bias.shape
+    blocks, _, block, span = band.shape
     tail = blocks * block - len(query)
-    q = F.pad(query, (0, 0, 0, 0, 0, tail)).view(blocks, block, *query.shape[1:])  # (blocks, block, heads, head_dim)
+    q = F.pad(query, (0, 0, 0, 0, 0, tail)).view(blocks, block, *query.shape[1:]).transpose(1, 2)
     k, v = (
-        F.pad(x, (0, 0, 0, 0, window, tail + window)).unfold(0, span, block).permute(0, 1, 3, 2) for x in (key, value)
+        F.pad(x, (0, 0, 0, 0, window, tail + window)).unfold(0, span, block).transpose(2, 3) for x in (key, value)
     )  # (blocks, heads, span, head_dim)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=bias, dropout_p=dropout)
-    return out.transpose(1, 2).flatten(0, 1)[: len(query)]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=band, dropout_p=dropout)
+    return mixed.transpose(1, 2).flatten(0, 1)[: len(query)]
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, window: int | None, dropout: float) -> Tensor:
     """flash-attn's varlen kernel; its window bounds are inclusive, as ours are."""
     from flash_attn import flash_attn_varlen_func
 
-    result: Tensor = flash_attn_varlen_func(
+    mixed: Tensor = flash_attn_varlen_func(
         query,
         key,
         value,
@@ -198,34 +159,39 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, window
         max_seqlen_q=batch.longest,
         max_seqlen_k=batch.longest,
         dropout_p=dropout,
-        window_size=(-1, -1) if window is None else (window, window),
+        window_size=_bounds(window),
     )
-    return result
+    return mixed
 
 
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, window: int | None, dropout: float
 ) -> Tensor:
     """torch's own varlen kernel, with the same bounds. It has no dropout; the table sends it none."""
-    assert dropout == 0
     from torch.nn.attention.varlen import varlen_attn
 
-    result = varlen_attn(
+    assert dropout == 0
+    mixed = varlen_attn(
         query,
         key,
         value,
-        batch.bounds,
-        batch.bounds,
-        batch.longest,
-        batch.longest,
-        window_size=(-1, -1) if window is None else (window, window),
+        cu_seq_q=batch.bounds,
+        cu_seq_k=batch.bounds,
+        max_q=batch.longest,
+        max_k=batch.longest,
+        window_size=_bounds(window),
     )
-    assert isinstance(result, Tensor)
-    return result
+    assert isinstance(mixed, Tensor)
+    return mixed
+
+
+def _bounds(window: int | None) -> tuple[int, int]:
+    """How far to look left and right, in FlashAttention's words: -1 is without limit."""
+    return (-1, -1) if window is None else (window, window)
 
 
 class Case(NamedTuple):
-    """What a kernel must be able to do: the row to look for in the table."""
+    """What is asked of a kernel: the key of the table."""
 
     device: str
     capability: tuple[int, int]
@@ -239,7 +205,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, PackedBatch, int | None, float], Tens
 
 
 class Kernel(NamedTuple):
-    """A way to attend and what it is for; ``installed`` is asked once, and only when the rest fits."""
+    """A way to attend and the cases it serves; ``installed`` is asked only where it would serve."""
 
     name: str
     attend: Attend
@@ -247,9 +213,8 @@ class Kernel(NamedTuple):
     installed: Callable[[], bool]
 
 
-def _on_ampere(case: Case) -> bool:
-    """Both varlen kernels are FlashAttention-2: CUDA from capability 8.0, 16-bit floats, heads of up to 256 in eights,
-    and no key mask."""
+def _flash_serves(case: Case) -> bool:
+    """FlashAttention-2: CUDA from capability 8.0, 16-bit floats, heads of up to 256 in eights, no key mask."""
     return (
         case.device == "cuda"
         and case.capability >= (8, 0)
@@ -267,26 +232,25 @@ def _has_flash() -> bool:
 
 @cache
 def _has_varlen() -> bool:
-    """torch got varlen attention before it got its window: ask for the argument, not for a version."""
+    """torch had varlen attention before it had the window: ask for the argument, not for a version."""
     if find_spec("torch.nn.attention.varlen") is None:
         return False
-    from inspect import signature
-
+    # Here, not above: this module pulls in torch._dynamo, which a search on a CPU should not wait for.
     from torch.nn.attention.varlen import varlen_attn
 
     return "window_size" in signature(varlen_attn).parameters
 
 
-# The first row that serves a case and is installed.
 KERNELS = (
-    Kernel("flash-attn varlen", _flash, _on_ampere, _has_flash),
-    Kernel("torch varlen", _varlen, lambda case: _on_ampere(case) and not case.dropout, _has_varlen),
+    Kernel("flash-attn varlen", _flash, _flash_serves, _has_flash),
+    Kernel("torch varlen", _varlen, lambda case: _flash_serves(case) and not case.dropout, _has_varlen),
     Kernel("banded SDPA", _sdpa, lambda _: True, lambda: True),
 )
 
 
+@cache
 def choose(case: Case) -> Kernel:
-    """Return the fastest kernel that serves the case."""
+    """Return the table's first kernel that serves the case and is installed."""
     return next(kernel for kernel in KERNELS if kernel.serves(case) and kernel.installed())
 
 
@@ -296,7 +260,7 @@ def attend(
     """Attend within each text: ``out[i] = sum_j softmax_j(query[i] @ key[j] / sqrt(head_dim)) value[j]``.
 
     j runs over the attended tokens of i's text, and with ``window`` only over those with ``|i - j| <= window``;
-    a token that has no such key gets zeros. Shapes: (T, heads, head_dim) each, the result too, in the same dtype.
+    a token without any such key gets zeros. Shapes: (T, heads, head_dim) each, and the result, in the same dtype.
     """
     device = query.device
     case = Case(
@@ -307,4 +271,6 @@ def attend(
         unattended=batch.attended is not None,
         dropout=dropout > 0,
     )
-    return choose(case).attend(query, key, value, batch, batch.narrowed(window), dropout)
+    # A window that no text fills is no limit: the global kernel then needs no mask.
+    limit = None if window is None or window >= batch.longest - 1 else window
+    return choose(case).attend(query, key, value, batch, limit, dropout)

@@ -18,13 +18,16 @@ _GELU_TANH = partial(F.gelu, approximate="tanh")
 _ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": _GELU_TANH,
-    "gelu_new": _GELU_TANH,  # the same formula, written out in transformers
+    "gelu_new": _GELU_TANH,  # the same formula, which transformers writes out in Python
     "silu": F.silu,
     "swish": F.silu,
     "relu": F.relu,
 }
 # Tensors of a checkpoint that belong to a task's head, not to the backbone.
 _HEADS = ("head.", "decoder.", "classifier.")
+# Tokens that a CPU takes through a layer's matrices at a time: what is between two of them then stays in the cache, and
+# no buffer is so large that malloc gives it back to the system, to be faulted in anew, page by page, by the next layer.
+_CHUNK = 512
 
 
 class Linear(nn.Linear):
@@ -59,13 +62,20 @@ class Attention(nn.Module):
         self.Wo = Linear(width, width, bias=config.attention_bias)
         self.heads, self.window, self.dropout = config.num_attention_heads, window, config.attention_dropout
 
-    def forward(self, x: Tensor, batch: PackedBatch, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Mix each text's tokens: (T, hidden) -> (T, hidden)."""
-        qkv = self.Wqkv(x).unflatten(-1, (3, self.heads, -1))  # (T, 3, heads, head_dim)
-        query, key = rotate(qkv[:, :2], *rotation).unbind(1)
+    def project(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries, keys and values: (T, hidden) -> three of (T, heads, head_dim)."""
+        qkv = self.Wqkv(x).view(len(x), 3, self.heads, -1)
+        query, key = rotate(qkv[:, :2], cosine, sine).unbind(1)
+        return query, key, qkv[:, 2]
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch) -> Tensor:
+        """Let tokens attend: three of (T, heads, head_dim) -> (T, hidden)."""
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, qkv[:, 2], batch, window=self.window, dropout=dropout)
-        return F.dropout(self.Wo(mixed.flatten(1)), self.dropout, self.training)
+        return attend(query, key, value, batch, window=self.window, dropout=dropout).flatten(1)
+
+    def output(self, mixed: Tensor) -> Tensor:
+        """Bring the heads together: (T, hidden) -> (T, hidden)."""
+        return F.dropout(self.Wo(mixed), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -80,7 +90,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token: (T, hidden) -> (T, hidden)."""
         signal, gate = self.Wi(x).chunk(2, dim=-1)  # (T, intermediate) each
-        return self.Wo(F.dropout(self.activation(signal) * gate, self.dropout, self.training))
+        out: Tensor = self.Wo(F.dropout(self.activation(signal) * gate, self.dropout, self.training))
+        return out
 
 
 class Layer(nn.Module):
@@ -96,9 +107,34 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, batch: PackedBatch, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Add what this layer has to say to the stream: (T, hidden) -> (T, hidden)."""
-        x = x + self.attn(self.attn_norm(x), batch, rotation)
-        return x + self.mlp(self.mlp_norm(x))
+        """Add to the stream what this layer finds: (T, hidden) -> (T, hidden)."""
+        query, key, value = by_chunks(self._before, x, *rotation)
+        mixed = self.attn.mix(query, key, value, batch)
+        return by_chunks(self._after, x, mixed)[0]
+
+    def _before(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, ...]:
+        return self.attn.project(self.attn_norm(x), cosine, sine)
+
+    def _after(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
+        x = x + self.attn.output(mixed)
+        return (x + self.mlp(self.mlp_norm(x)),)
+
+
+def by_chunks(function: Callable[..., tuple[Tensor, ...]], *streams: Tensor) -> tuple[Tensor, ...]:
+    """Apply a function of single tokens to streams (T, ...), ``_CHUNK`` tokens at a time where that is faster.
+
+    A GPU wants all tokens at once, and so does autograd: results written into a buffer would be copied in the backward.
+    """
+    tokens = len(streams[0])
+    if tokens <= _CHUNK or streams[0].device.type != "cpu" or torch.is_grad_enabled():
+        return function(*streams)
+    whole: tuple[Tensor, ...] = ()
+    for start in range(0, tokens, _CHUNK):
+        parts = function(*(stream[start : start + _CHUNK] for stream in streams))
+        whole = whole or tuple(part.new_empty(tokens, *part.shape[1:]) for part in parts)
+        for out, part in zip(whole, parts, strict=True):
+            out[start : start + _CHUNK] = part
+    return whole
 
 
 class ModernBert(nn.Module):
@@ -110,27 +146,12 @@ class ModernBert(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = _norm(config)
-        self._rotary = {kind: Rotary(config.head_dim, theta) for kind, theta in config.rope_thetas.items()}
+        thetas = {kind: config.rope_thetas[kind] for kind in set(config.layer_types)}
+        self._rotary = {kind: Rotary(config.head_dim, theta) for kind, theta in thetas.items()}
         if state is None:
             self._draw_weights()
         else:
             self.load_state(state)
-
-    @torch.no_grad()
-    def _draw_weights(self) -> None:
-        """Truncated normal, narrower by depth where a layer writes to the stream, as ModernBERT was before training."""
-        config = self.config
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                continue  # norms are ones and zeros already; Linear's biases are below
-            std = config.initializer_range
-            if name.endswith("Wo.weight"):
-                std /= (2.0 * config.num_hidden_layers) ** 0.5
-            cut = config.initializer_cutoff_factor * std
-            nn.init.trunc_normal_(parameter, std=std, a=-cut, b=cut)
-        for module in self.modules():
-            if isinstance(module, Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     def forward(self, input_ids: Tensor, lengths: Tensor | Sequence[int], attended: Tensor | None = None) -> Tensor:
         """Encode a packed stream: the texts' tokens one after another.
@@ -139,19 +160,17 @@ class ModernBert(nn.Module):
         attended (T,) bool or None -> (T, hidden_size) in the model's dtype. A token with ``attended`` False gets its
         own hidden state but is nobody's key. Raises: ValueError if lengths do not sum to T or one is below 1.
         """
-        counts = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
+        counts: list[int] = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
         if sum(counts) != len(input_ids):
             raise ValueError(f"lengths sum to {sum(counts)}, expected the stream's {len(input_ids)} tokens")
-        x = self.embeddings(input_ids)
-        batch = PackedBatch(counts, device=x.device, dtype=x.dtype, attended=attended)
-        rotations = {
-            kind: rotary(batch.positions, batch.longest, x.dtype)
-            for kind, rotary in self._rotary.items()
-            if kind in self.config.layer_types
-        }
-        for layer in self.layers:
-            x = layer(x, batch, rotations[layer.kind])
-        return self.final_norm(x)
+        x: Tensor = self.embeddings(input_ids)
+        dtype = _matmul_dtype(x)
+        batch = PackedBatch(counts, device=x.device, dtype=dtype, attended=attended)
+        rotations = {kind: rotary.at(batch.positions, batch.longest, dtype) for kind, rotary in self._rotary.items()}
+        for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
+            x = layer(x, batch, rotations[kind])
+        out: Tensor = self.final_norm(x)
+        return out
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights of a Hugging Face checkpoint, named with or without the ``model.`` prefix.
@@ -163,44 +182,67 @@ class ModernBert(nn.Module):
         found = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         for name, tensor in ours.items():
             if name not in found:
-                raise ModelError(f"the checkpoint has no tensor {name}, expected shape {tuple(tensor.shape)}")
+                raise ModelError(f"the checkpoint has no tensor {name}, expected one of shape {tuple(tensor.shape)}")
             if found[name].shape != tensor.shape:
                 raise ModelError(
                     f"the checkpoint's {name} has shape {tuple(found[name].shape)}, "
                     f"expected {tuple(tensor.shape)} from config.json"
                 )
         if unknown := sorted(name for name in found.keys() - ours.keys() if not name.startswith(_HEADS)):
-            raise ModelError(f"the checkpoint has a tensor {unknown[0]} that this config.json does not provide for")
+            raise ModelError(f"the checkpoint has a tensor {unknown[0]} that its config.json does not provide for")
         self.load_state_dict({name: found[name] for name in ours}, assign=True)
+
+    @torch.no_grad()
+    def _draw_weights(self) -> None:
+        """Truncated normal, narrower by depth where a layer writes to the stream, as ModernBERT's were at first."""
+        config = self.config
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)  # a bias, or the scale of a norm
+                continue
+            std = config.initializer_range
+            if name.endswith("Wo.weight"):
+                std /= (2.0 * config.num_hidden_layers) ** 0.5
+            cut = config.initializer_cutoff_factor * std
+            nn.init.trunc_normal_(parameter, std=std, a=-cut, b=cut)
 
 
 class Rotary:
-    """The tables of rotary position embeddings (RoPE, https://arxiv.org/abs/2104.09864), in float32, grown on demand.
+    """The table of rotary position embeddings (RoPE, https://arxiv.org/abs/2104.09864), in float32, grown on demand.
 
     ``angle[p, i] = p * theta ** (-2 i / head_dim)`` for position p and pair i.
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
         self.head_dim, self.theta = head_dim, theta
-        self._table: Tensor | None = None
+        self._table = torch.empty(2, 0, head_dim)
 
-    def __call__(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine, (T, 1, 1, head_dim / 2) each, of positions (T,) that are below ``longest``."""
-        if self._table is None or self._table.shape[1] < longest or self._table.device != positions.device:
-            pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
-            angles = torch.outer(
-                torch.arange(longest, dtype=torch.float32, device=positions.device),
-                1.0 / (self.theta ** (pairs / self.head_dim)),
-            )
-            self._table = torch.stack((angles.cos(), angles.sin()))  # (2, positions, head_dim / 2)
+    def at(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return what ``rotate`` takes, (T, 1, 1, head_dim) each, for positions (T,) that are below ``longest``."""
+        device = positions.device
+        if self._table.shape[1] < longest or self._table.device != device:
+            pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
+            places = torch.arange(longest, dtype=torch.float32, device=device)
+            angles = torch.outer(places, 1.0 / (self.theta ** (pairs / self.head_dim)))
+            cosine, sine = angles.cos(), angles.sin()
+            self._table = torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)))
         cosine, sine = self._table[:, positions, None, None].to(dtype)
         return cosine, sine
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate each pair (i, i + head_dim / 2) of x (T, ..., head_dim) by its position's angle."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
+    """Rotate each pair (i, i + head_dim / 2) of x (T, ..., head_dim) by its position's angle.
+
+    ``out[i] = x[i] cos - x[j] sin`` and ``out[j] = x[j] cos + x[i] sin``; the table's sine carries the sign.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cosine, torch.cat((second, first), dim=-1), sine)
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that Linear makes of x: autocast has its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:
