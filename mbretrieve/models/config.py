@@ -170,10 +170,11 @@ _RATES = ("embedding_dropout", "attention_dropout", "mlp_dropout")
 def _typed(config: Mapping[str, Any], key: str, kind: type | None = None) -> Any:
     """Return ``config[key]`` as its type; an int will do for a float, a bool for neither."""
     value, expected = config[key], kind or _TYPES[key]
-    accepted = (int, float) if expected is float else expected
-    if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ModelError(f"config.json: {key} is {value!r}, expected {expected.__name__}")
-    return float(value) if expected is float else value
+    return value
 
 
 def _number(config: Mapping[str, Any], key: str) -> float:

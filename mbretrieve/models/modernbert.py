@@ -42,8 +42,10 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
-        empty = torch.empty(config.vocab_size, config.hidden_size)
-        self.tok_embeddings = nn.Embedding(*empty.shape, padding_idx=config.pad_token_id, _weight=empty)
+        shape = config.vocab_size, config.hidden_size
+        self.tok_embeddings = nn.Embedding(
+            shape[0], shape[1], padding_idx=config.pad_token_id, _weight=torch.empty(shape)
+        )
         self.norm = _norm(config)
         self.dropout = config.embedding_dropout
 
