@@ -91,3 +91,16 @@ class Searcher(Protocol):
 
     def report(self) -> dict[str, Any]:
         """Return what building and searching cost: seconds by phase, bytes, tokens."""
+
+
+class Progress(Protocol):
+    """Where long work says how far it is; the command line draws a bar from it."""
+
+    def start(self, description: str, total: int | None) -> None:
+        """Begin a phase of ``total`` steps (None: not known beforehand)."""
+
+    def advance(self, steps: int, *, tokens: int = 0) -> None:
+        """Say that so many more steps are done, in which so many tokens were encoded."""
+
+    def finish(self) -> None:
+        """End the phase."""
