@@ -1,1 +1,40 @@
+"""The command line: one file a command, and heavy imports inside the functions, so that ``--help`` is instant."""
 
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mbretrieve.cli.app import app
+from mbretrieve.cli.printable import printable
+from mbretrieve.errors import MbretrieveError
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+"""128 + SIGINT, what a shell gives a command that Ctrl-C ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 1 after an error that a user can mend, 2 after a usage error.
+
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        status = app.main(arguments, prog_name="mbretrieve", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that has gone is caught
+    except MbretrieveError as error:
+        click.echo(f"mbretrieve: {printable(str(error))}", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("mbretrieve: interrupted; what was committed is kept, run the same command to go on", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `mbretrieve search ... | head`: leave without a word; the interpreter's own flush at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status if isinstance(status, int) else 0

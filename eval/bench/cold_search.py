@@ -1,0 +1,106 @@
+"""How long a cold ``mbretrieve search`` takes, beside what Python needs to import torch, faiss and tokenizers.
+
+Each round starts one process of each kind, in turn, so that a busy moment of the machine hits all alike; the ratio of
+the medians is what counts. Usage: ``python eval/bench/cold_search.py [PATH] [--repeats N] [--out FILE]``. PATH
+(default: this project) is indexed first, in a temporary place.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+QUESTION = "where is the index opened for reading"
+PACKAGES = ("torch", "faiss-cpu", "tokenizers", "click", "numpy")
+
+
+def seconds(command: list[str], environment: dict[str, str]) -> float:
+    """Run a command in a process of its own and time it from start to end."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return time.perf_counter() - start
+
+
+def search_seconds(index: Path, repeats: int) -> float:
+    """Time the search itself, in a process that has the index and the model open: the median over the repeats."""
+    from mbretrieve.retriever import Retriever
+
+    with Retriever.open(index) as retriever:
+        retriever.search([QUESTION])
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            retriever.search([QUESTION])
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure, and print or write one JSON record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, nargs="?", default=Path(__file__).parents[2])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"MBRETRIEVE_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+        run = [sys.executable, "-m", "mbretrieve"]
+        commands = {
+            "imports": [sys.executable, "-c", "import torch, faiss, tokenizers"],
+            "search": [*run, "search", QUESTION, str(arguments.path)],
+            "search --mode lexical": [*run, "search", QUESTION, str(arguments.path), "--mode", "lexical"],
+            "status": [*run, "status", str(arguments.path)],
+            "--help": [*run, "--help"],
+        }
+        subprocess.run([*run, "index", str(arguments.path)], check=True, env=environment, capture_output=True)
+        status = subprocess.run(
+            [*commands["status"], "--json"], check=True, env=environment, capture_output=True
+        ).stdout
+        held = json.loads(status)
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for turn in range(arguments.repeats + 1):
+            for name, command in commands.items():
+                took = seconds(command, environment)
+                if turn:  # the first round fills the disk's cache
+                    times[name].append(took)
+        warm = search_seconds(Path(held["index"]), arguments.repeats)
+
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    record = {
+        "what": "cold command line, seconds from start to end of a process",
+        "question": QUESTION,
+        "index": {key: held[key] for key in ("documents", "files", "tokens", "segments", "bytes")},
+        "repeats": arguments.repeats,
+        "median_seconds": {name: round(value, 4) for name, value in medians.items()},
+        "range_seconds": {name: [round(min(values), 4), round(max(values), 4)] for name, values in times.items()},
+        "search_over_imports": round(medians["search"] / medians["imports"], 3),
+        "search_itself_seconds": round(warm, 4),
+        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    if arguments.out is None:
+        sys.stdout.write(text)
+    else:
+        arguments.out.write_text(text)
+
+
+def processor() -> str:
+    """Name the processor as Linux does, else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

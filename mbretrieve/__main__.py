@@ -1,0 +1,7 @@
+"""``python -m mbretrieve``."""
+
+import sys
+
+from mbretrieve.cli import main
+
+sys.exit(main())

@@ -1,0 +1,21 @@
+"""The command group: what ``mbretrieve --help`` lists."""
+
+import click
+
+from mbretrieve import __version__
+from mbretrieve.cli import delete, index, search, status, verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mbretrieve")
+def app() -> None:
+    """Find code and documents by meaning, offline.
+
+    \b
+        mbretrieve index .
+        mbretrieve search "where is the config file read"
+    """
+
+
+for command in (index.command, search.command, status.command, delete.command, verify.command):
+    app.add_command(command)

@@ -1,0 +1,186 @@
+"""Making an index, and bringing one up to date: what ``index`` does, and ``search`` where it may."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mbretrieve.cli.options import ModelChoice
+from mbretrieve.cli.printable import printable
+from mbretrieve.cli.progress import progress_bars
+from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError, ModelError
+
+if TYPE_CHECKING:
+    from mbretrieve.corpus import Skipped, WalkOptions
+    from mbretrieve.folder import Changes, SyncReport
+    from mbretrieve.retriever import Retriever
+    from mbretrieve.types import Encoder
+
+
+def say(message: str) -> None:
+    """Tell the user something that is not the answer: one line on standard error."""
+    click.echo(f"mbretrieve: {printable(message)}", err=True)
+
+
+def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: ModelChoice) -> "SyncReport":
+    """Make the index of ``roots`` if there is none, else bring it up to date; with another model, make it again.
+
+    walking: the fields of ``WalkOptions`` that were chosen; the others stay as the index has them. No model is loaded
+    where nothing is to be encoded. Raises: DataError if there is nothing to index; ModelError, IndexFormatError,
+    IndexBusyError as their names say.
+    """
+    from dataclasses import replace
+
+    from mbretrieve.corpus import WalkOptions
+    from mbretrieve.folder import changes, options_of, roots_of
+    from mbretrieve.index.catalogue import FILE
+    from mbretrieve.retriever import Retriever
+
+    _finish_swap(index)
+    if not (index / FILE).exists():
+        return _make(index, roots, WalkOptions(**walking), choice)
+    with Retriever.open(index, **choice.loading) as retriever:
+        options = replace(options_of(retriever.index), **walking)
+        covered = roots_of(retriever.index)
+        found: Changes | None = None
+        if {root.resolve() for root in roots} <= set(covered.values()):
+            found = changes(retriever.index, covered, options)
+            if not (choice.name or choice.kind) and not found.count:
+                return sync_with_bars(retriever, roots, options, found)
+        model = choice.load(retriever.identity)
+        held = retriever.identity
+    try:
+        retriever = Retriever.open(index, model)
+    except ModelError:
+        say(
+            f"{index} holds vectors of {held.name} ({held.kind}): indexing again with {model.identity.name}"
+            f" ({model.identity.kind})"
+        )
+        return _make_again(index, list({*covered.values(), *roots}), options, model)
+    with retriever:
+        return sync_with_bars(retriever, roots, options, found)
+
+
+def sync_with_bars(
+    retriever: "Retriever",
+    roots: Sequence[Path] = (),
+    options: "WalkOptions | None" = None,
+    found: "Changes | None" = None,
+) -> "SyncReport":
+    """Do ``folder.sync``, with progress bars for a person to see."""
+    from mbretrieve.folder import sync
+
+    bars = progress_bars()
+    try:
+        return sync(retriever, roots, options, found=found, progress=bars)
+    finally:
+        if bars is not None:
+            bars.finish()
+
+
+def _make(index: Path, roots: Sequence[Path], options: "WalkOptions", choice: ModelChoice) -> "SyncReport":
+    from mbretrieve.corpus import Skipped, walk
+    from mbretrieve.retriever import Retriever
+
+    skipped = Skipped()
+    if not any(True for root in roots for _ in walk(root.resolve(), options, skipped)):
+        raise _nothing(roots, skipped)  # said before a model is loaded and a folder made
+    model = choice.load()
+    _make_parents(index)
+    with Retriever.create(index, model) as retriever:
+        report = sync_with_bars(retriever, roots, options)
+        empty = not retriever.status()["documents"]
+    if empty:
+        remove(index)
+        raise _nothing(roots, report.skipped)
+    return report
+
+
+def _nothing(roots: Sequence[Path], skipped: "Skipped") -> DataError:
+    left_out = f" ({'; '.join(skipped.lines())})" if skipped.total else ""
+    names = ", ".join(map(str, roots))
+    return DataError(
+        f"{names}: nothing to index{left_out}; name a folder that holds text or code, or see `mbretrieve index --help`"
+    )
+
+
+def _make_parents(index: Path) -> None:
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IndexBusyError(
+            f"{index.parent} cannot be made ({error.strerror}): choose another place with --index or MBRETRIEVE_CACHE"
+        ) from error
+
+
+def _make_again(index: Path, roots: Sequence[Path], options: "WalkOptions", model: "Encoder") -> "SyncReport":
+    """Build beside the old index and change places at the end: until then the old one answers, a kill loses nothing."""
+    from mbretrieve.index.lock import writer_lock
+    from mbretrieve.retriever import Retriever
+
+    beside = _beside(index, "new")
+    with writer_lock(index):  # nobody may add to what is about to go
+        with _resume(beside, model) or Retriever.create(beside, model) as retriever:
+            report = sync_with_bars(retriever, roots, options)
+        index.rename(_beside(index, "old"))
+        beside.rename(index)
+    remove(_beside(index, "old"))
+    return report
+
+
+def _resume(beside: Path, model: "Encoder") -> "Retriever | None":
+    """Open what an interrupted run with the same model left, or clear the place."""
+    from mbretrieve.retriever import Retriever
+
+    if not beside.exists():
+        return None
+    try:
+        return Retriever.open(beside, model)
+    except (ModelError, IndexFormatError):
+        remove(beside)
+        return None
+
+
+def _beside(index: Path, what: str) -> Path:
+    return index.with_name(f".{index.name}.{what}")
+
+
+def _finish_swap(index: Path) -> None:
+    """Put the old index back where a kill hit between the two renames: the run that follows finds the new one ready."""
+    old = _beside(index, "old")
+    if old.exists() and not index.exists():
+        old.rename(index)
+    elif old.exists():
+        remove(old)
+
+
+def remove(index: Path) -> None:
+    """Delete an index: its own files, then the folder unless it holds others."""
+    from mbretrieve.index.catalogue import FILE
+    from mbretrieve.index.segments import FOLDER
+
+    try:
+        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}.new", "lock"):
+            (index / name).unlink(missing_ok=True)
+        if (index / FOLDER).exists():
+            shutil.rmtree(index / FOLDER)
+        if not any(index.iterdir()):
+            index.rmdir()
+    except OSError as error:
+        raise IndexBusyError(
+            f"{index} cannot be deleted ({error.strerror}): delete it where it can be written"
+        ) from error
+
+
+def summary(report: "SyncReport") -> list[str]:
+    """Say what an update did, in files and in units."""
+    files = f"{report.new} new, {report.changed} changed, {report.gone} gone, {report.unchanged} unchanged"
+    done = report.documents
+    units = f"{done.encoded} encoded, {done.reused} reused, {report.removed} removed"
+    lines = [f"{report.files:,} files: {files}", f"units: {units}; {done.tokens:,} tokens in {report.seconds:.1f} s"]
+    if report.skipped.total:
+        reasons = sorted(report.skipped.counts.items(), key=lambda item: -item[1])
+        lines.append(f"left out: {', '.join(f'{count:,} {reason}' for reason, count in reasons)}")
+    return lines

@@ -1,0 +1,131 @@
+"""``mbretrieve status``: what an index holds, and whether it is up to date."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mbretrieve.cli.indexing import say
+from mbretrieve.cli.options import index_option, json_option
+from mbretrieve.cli.printable import printable
+from mbretrieve.cli.target import Target, command_that_indexes, find, no_index, require
+from mbretrieve.errors import DataError, MbretrieveError
+
+
+@click.command("status")
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@index_option
+@json_option
+def command(path: Path | None, index: Path | None, as_json: bool) -> None:
+    """Say what the index of PATH (the current folder) holds, and whether it is up to date.
+
+    Where the current folder has no index, all indexes in your cache folder are listed.
+
+    --json prints {"index", "roots", "documents", "files", "tokens", "segments", "bytes", "model", "generation",
+    "updated", "changed_files"}, or a list of these; changed_files is null where it was not looked for, in a list, or
+    could not be.
+    """
+    target = find(path, index)
+    if target is None and (path is not None or index is not None):
+        raise no_index(path, index)
+    if target is None:
+        _list_all(as_json)
+        return
+    record = describe(target.index, look=True)
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+        return
+    for name, value in _spelled(record, target).items():
+        click.echo(f"{name + ':':<12}{printable(value)}")
+
+
+def describe(index: Path, look: bool) -> dict[str, Any]:
+    """Return the documented record; ``look`` compares the index with its folders."""
+    from mbretrieve.folder import changes, roots_of
+    from mbretrieve.index import open_index
+
+    with open_index(index) as opened:
+        status = opened.status()
+        changed: int | None = None
+        if look:
+            try:
+                changed = changes(opened).count
+            except DataError as error:
+                say(str(error))
+        return {
+            "index": str(index.resolve()),
+            "roots": [str(root) for root in roots_of(opened).values()],
+            "documents": status["documents"],
+            "files": len(opened.sources()),
+            "tokens": status["tokens"],
+            "segments": status["segments"],
+            "bytes": status["bytes"],
+            "model": opened.identity,
+            "generation": opened.generation,
+            "updated": _updated(index).isoformat(timespec="seconds"),
+            "changed_files": changed,
+        }
+
+
+def _updated(index: Path) -> datetime:
+    from mbretrieve.index.catalogue import FILE
+
+    return datetime.fromtimestamp((index / FILE).stat().st_mtime).astimezone()
+
+
+def _spelled(record: dict[str, Any], target: Target) -> dict[str, str]:
+    model, roots, changed = record["model"], record["roots"], record["changed_files"]
+    if not roots:
+        state = "holds what was added to it, not folders"
+    elif changed is None:
+        state = "not known"
+    elif changed:
+        command = command_that_indexes([Path(root) for root in roots], target.index if target.named else None)
+        state = f"no: {changed:,} files are new, changed or gone; `{command}`"
+    else:
+        state = "yes"
+    return {
+        "index": record["index"],
+        "covers": ", ".join(roots) or "-",
+        "up to date": state,
+        "updated": record["updated"],
+        "files": f"{record['files']:,}",
+        "documents": f"{record['documents']:,}",
+        "tokens": f"{record['tokens']:,}",
+        "size": f"{human_size(record['bytes'])} in {record['segments']:,} segments",
+        "generation": f"{record['generation']:,}",
+        "model": f"{model['name']} ({model['kind']}, {model['dim']} dimensions)",
+    }
+
+
+def _list_all(as_json: bool) -> None:
+    from mbretrieve.folder import cache_folder
+    from mbretrieve.index.catalogue import FILE
+
+    records = []
+    for catalogue in sorted(cache_folder().glob(f"*/{FILE}")):
+        try:
+            records.append(describe(catalogue.parent, look=False))
+        except MbretrieveError as error:  # one bad index does not hide the others
+            say(str(error))
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+        return
+    for record in records:
+        covers = ", ".join(record["roots"]) or record["index"]
+        size = human_size(record["bytes"])
+        click.echo(printable(f"{covers}: {record['documents']:,} documents, {size}, updated {record['updated']}"))
+    if not records:
+        require(None, None)
+
+
+def human_size(size: int) -> str:
+    """Spell a number of bytes: 17.0 MB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
