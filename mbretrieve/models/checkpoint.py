@@ -1,0 +1,185 @@
+"""Model folders: which layouts there are, how each is told from the others, read and written."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mbretrieve.errors import ModelError
+from mbretrieve.models.files import one_line, read_json
+from mbretrieve.models.module_list import MODULES
+from mbretrieve.models.reading import (
+    PYLATE_KEYS,
+    ST_CONFIG,
+    STANFORD_ARCHITECTURE,
+    read_bare,
+    read_dense,
+    read_multi_vector,
+    read_pylate,
+    read_stanford,
+)
+from mbretrieve.models.settings import Checkpoint, Settings, Side
+from mbretrieve.models.weights import weights_hash
+from mbretrieve.models.writing import (
+    Obstacles,
+    Writer,
+    dense_obstacles,
+    multi_vector_obstacles,
+    pylate_obstacles,
+    stanford_obstacles,
+    write_dense,
+    write_multi_vector,
+    write_pylate,
+    write_stanford,
+)
+from mbretrieve.types import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What tells a folder's layout."""
+
+    modules: bool
+    model_type: str | None
+    pylate: bool
+    stanford: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which models of one kind lie on disk. ``name`` is what ``save_pretrained(layout=)`` calls it."""
+
+    name: str
+    kind: Kind
+    recognise: Callable[[Signs], bool]
+    read: Callable[[Path], Checkpoint]
+    write: Writer | None = None
+    obstacles: Obstacles | None = None
+
+
+# The first that recognises a folder reads it; the first of the model's kind that can express it writes.
+LAYOUTS = (
+    Layout(
+        "pylate",
+        "colbert",
+        lambda signs: signs.modules and (signs.model_type == "ColBERT" or (signs.model_type is None and signs.pylate)),
+        read_pylate,
+        write_pylate,
+        pylate_obstacles,
+    ),
+    Layout(
+        "sentence-transformers",
+        "colbert",
+        lambda signs: signs.modules and signs.model_type == "MultiVectorEncoder",
+        read_multi_vector,
+        write_multi_vector,
+        multi_vector_obstacles,
+    ),
+    Layout(
+        "sentence-transformers",
+        "dense",
+        lambda signs: signs.modules and signs.model_type in (None, "SentenceTransformer"),
+        read_dense,
+        write_dense,
+        dense_obstacles,
+    ),
+    Layout(
+        "stanford",
+        "colbert",
+        lambda signs: not signs.modules and signs.stanford,
+        read_stanford,
+        write_stanford,
+        stanford_obstacles,
+    ),
+    Layout("bare", "colbert", lambda signs: not signs.modules and signs.model_type is None, read_bare),
+)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a model folder in whichever layout it is. Raises: ModelError naming what came and what was expected."""
+    saved = read_json(folder / ST_CONFIG)
+    config = read_json(folder / "config.json")
+    signs = Signs(
+        modules=(folder / MODULES).is_file(),
+        model_type=saved.get("model_type"),
+        pylate=any(key in saved for key in PYLATE_KEYS),
+        stanford=STANFORD_ARCHITECTURE in (config.get("architectures") or ()),
+    )
+    if not signs.modules and not config:
+        raise ModelError(f"{folder} is not a model folder: it has neither {MODULES} nor config.json")
+    for layout in LAYOUTS:
+        if layout.recognise(signs):
+            return layout.read(folder)
+    raise ModelError(f"{folder} is a {signs.model_type}, expected a MultiVectorEncoder, ColBERT or SentenceTransformer")
+
+
+def save(model: Checkpoint, folder: Path, layout: str | None = None) -> None:
+    """Write a model folder in a layout by name, or the first of the table that can express the model.
+
+    All is written beside the folder first, then moved in file by file, so that a crash leaves no half of a file.
+    Raises: ModelError naming what the layout cannot express, or why the folder cannot be written.
+    """
+    writer = _writer(model, layout)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+            draft = Path(name)
+            writer(model, draft)
+            _move_in(draft, folder)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {one_line(error)}") from error
+
+
+def content_hash(model: Checkpoint) -> str:
+    """Hash what decides a model's vectors: weights, tokenizer, configuration and settings, whatever the layout."""
+    config = {key: value for key, value in asdict(model.config).items() if key != "other"}
+    words = json.dumps([config, asdict(model.settings), model.limit], sort_keys=True, default=str)
+    tensors = list(model.backbone.items())
+    for number, layer in enumerate(model.projection):
+        words += f" {layer.activation} {layer.use_residual}"
+        parts = {"weight": layer.weight, "bias": layer.bias, "residual": layer.residual}
+        tensors += [(f"projection.{number}.{name}", part) for name, part in parts.items() if part is not None]
+    return weights_hash(tensors, words.encode() + model.tokenizer.fingerprint())
+
+
+def view(model: Checkpoint, kind: Kind) -> Checkpoint:
+    """See a checkpoint as the kind of encoder it was not saved as; one of the right kind is returned as it is.
+
+    As late interaction, a model of one vector a text loses its pooling and projects each token. As one vector a text, a
+    late-interaction model loses projection, expansion and skiplist, and the mean of its hidden states, scaled to unit
+    length, is the vector: the second head of the bundled model. A bare ModernBERT has unit rows, or their mean so.
+    """
+    settings = model.settings
+    if settings.kind == kind:
+        return model
+    if kind == "colbert":
+        sides = [replace(side, normalize=True) for side in (settings.queries, settings.documents)]
+        return replace(model, settings=Settings(queries=sides[0], documents=sides[1]))
+    plain = [Side(side.marker, side.prompt, side.length) for side in (settings.queries, settings.documents)]
+    return replace(model, projection=(), settings=Settings(queries=plain[0], documents=plain[1], pooling="mean"))
+
+
+def _writer(model: Checkpoint, name: str | None) -> Writer:
+    kind = model.settings.kind
+    writers = {
+        layout.name: (layout.write, layout.obstacles)
+        for layout in LAYOUTS
+        if layout.kind == kind and layout.write is not None and layout.obstacles is not None
+    }
+    if name is not None and name not in writers:
+        raise ModelError(f"layout is {name!r}, expected one that has {kind} models: {', '.join(writers)}")
+    for candidate, (write, obstacles) in writers.items():
+        reasons = list(obstacles(model))
+        if name in (None, candidate) and not reasons:
+            return write
+        if name == candidate:
+            raise ModelError(f"layout {name} cannot express {'; '.join(reasons)}: leave layout out, or take another")
+    raise ModelError(f"no layout can express {'; '.join(reasons)}")
+
+
+def _move_in(draft: Path, folder: Path) -> None:
+    for source in sorted(path for path in draft.rglob("*") if path.is_file()):
+        target = folder / source.relative_to(draft)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)

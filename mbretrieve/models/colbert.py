@@ -1,0 +1,86 @@
+"""ColBERT: late interaction, one vector a token (Khattab and Zaharia, SIGIR 2020, https://arxiv.org/abs/2004.12832)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mbretrieve import scoring
+from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
+from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.models.token_pooling import pool_rows
+from mbretrieve.types import FloatArray, Kind
+
+
+class ColBERT(TextEncoder):
+    """A late-interaction encoder. ``ColBERT.from_pretrained()`` is the bundled model, offline.
+
+    A document's rows have unit length. A query's too, unless the model keeps their length as the terms' weights (the
+    bundled one does). A checkpoint of one vector a text, or a bare ModernBERT, gives its token vectors, unit length.
+    """
+
+    kind: ClassVar[Kind] = "colbert"
+
+    def encode_queries(
+        self, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS, progress: Progress | None = None
+    ) -> list[FloatArray]:
+        """Encode queries: one (tokens_i, dim) float32 array a text, its query expansion included.
+
+        ``batch_tokens`` bounds the tokens that are computed at once; ``progress`` is called with the number of texts
+        finished since its last call. Raises: ModelError if the tokenizer and the model do not fit.
+        """
+        return self._encode(texts, self.queries, 1, batch_tokens, progress)
+
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        pool_factor: float = 1,
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Progress | None = None,
+    ) -> list[FloatArray]:
+        """Encode documents: one (tokens_i, dim) float32 array a text, without rows for tokens of the skiplist.
+
+        A text beyond ``document_length`` tokens is cut there (``Retriever`` makes windows instead). ``pool_factor``
+        merges like rows until that part of them is left. ``batch_tokens`` and ``progress`` as for queries.
+        Raises: ValueError if ``pool_factor`` is below 1.
+        """
+        return self._encode(texts, self.documents, pool_factor, batch_tokens, progress)
+
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        """Return the characters of ``text`` behind each row of ``encode_documents([text])[0]``: (rows, 2) int64.
+
+        Special tokens, the marker and the prompt have the empty range (0, 0).
+        """
+        ids, spans = self.documents.spans(text)
+        return spans[self.documents.with_row(ids)]
+
+    def project(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
+        """Run prepared texts through backbone and projection, packed: (T, width), neither truncated nor scaled."""
+        rows: Tensor = self.projection(self.hidden_states(batch, frame))
+        return rows
+
+    def _score(self, query: FloatArray, documents: list[FloatArray]) -> Tensor:
+        offsets = np.cumsum([0] + [len(rows) for rows in documents])
+        tokens = torch.from_numpy(np.concatenate(documents))
+        return scoring.maxsim_ragged(torch.from_numpy(query), tokens, torch.from_numpy(offsets))
+
+    def _encode(
+        self, texts: Sequence[str], frame: Frame, pool_factor: float, batch_tokens: int, progress: Progress | None
+    ) -> list[FloatArray]:
+        if pool_factor < 1:
+            raise ValueError(f"pool_factor is {pool_factor}, expected at least 1")
+        out: list[FloatArray] = [np.empty((0, self.dim), dtype=np.float32)] * len(texts)
+        with torch.inference_mode():
+            for places, batch in self._batches(texts, frame, batch_tokens, progress):
+                rows = self.project(batch, frame)[:, : self.dim].float()  # (T, dim)
+                if frame.side.normalize:
+                    rows = torch.nn.functional.normalize(rows, dim=-1)
+                arrays = np.split(rows.cpu().numpy(), np.cumsum([len(text.ids) for text in batch])[:-1])
+                for place, text, array in zip(places, batch, arrays, strict=True):
+                    kept = array[frame.with_row(text.ids)]
+                    out[place] = kept if pool_factor == 1 else pool_rows(kept, pool_factor, frame.side.normalize)
+        return out

@@ -1,0 +1,64 @@
+"""DenseEncoder: one vector a text, as sentence-transformers makes it (https://arxiv.org/abs/1908.10084)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbretrieve import scoring
+from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
+from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.types import FloatArray, Kind
+
+
+class DenseEncoder(TextEncoder):
+    """An encoder of one vector a text. ``DenseEncoder.from_pretrained()`` is the bundled model, offline.
+
+    The vector is the hidden state of the first token or the mean of all (special ones included), projected and scaled
+    as saved. A late-interaction checkpoint, such as the bundled one, or a bare ModernBERT gives the mean of its last
+    hidden states at unit length, without the projection that its token vectors pass.
+    """
+
+    kind: ClassVar[Kind] = "dense"
+
+    def encode_queries(
+        self, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS, progress: Progress | None = None
+    ) -> FloatArray:
+        """Encode queries: (n, dim) float32. ``batch_tokens`` bounds the tokens computed at once; ``progress`` is called
+        with the number of texts finished since its last call."""
+        return self._encode(texts, self.queries, batch_tokens, progress)
+
+    def encode_documents(
+        self, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS, progress: Progress | None = None
+    ) -> FloatArray:
+        """Encode documents: (n, dim) float32; a text beyond ``document_length`` tokens is cut there."""
+        return self._encode(texts, self.documents, batch_tokens, progress)
+
+    def pool(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
+        """Run prepared texts through backbone, pooling and projection: (B, width), neither truncated nor scaled."""
+        settings = self._checkpoint.settings
+        # A model that leaves its prompt out of the pooling leaves out all that is in front of it, too.
+        prompted = bool(frame.side.prompt or frame.side.marker) and not settings.include_prompt
+        first = len(frame.head) + frame.prompt_tokens if prompted else 0
+        states = torch.split(self.hidden_states(batch, frame), [len(text.ids) for text in batch])
+        if settings.pooling == "cls":
+            pooled = torch.stack([rows[first] for rows in states])
+        else:
+            pooled = torch.stack([rows[first:].float().mean(dim=0).to(rows.dtype) for rows in states])
+        vectors: Tensor = self.projection(pooled)
+        return vectors
+
+    def _score(self, query: FloatArray, documents: FloatArray) -> Tensor:
+        return scoring.cosine(torch.from_numpy(query[None]), torch.from_numpy(documents))[0]
+
+    def _encode(self, texts: Sequence[str], frame: Frame, batch_tokens: int, progress: Progress | None) -> FloatArray:
+        out = np.empty((len(texts), self.dim), dtype=np.float32)
+        with torch.inference_mode():
+            for places, batch in self._batches(texts, frame, batch_tokens, progress):
+                vectors = self.pool(batch, frame)[:, : self.dim].float()
+                if frame.side.normalize:
+                    vectors = torch.nn.functional.normalize(vectors, dim=-1)
+                out[places] = vectors.cpu().numpy()
+        return out

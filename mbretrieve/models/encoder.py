@@ -1,0 +1,231 @@
+"""What both encoders share: loading and saving, text to packed batches of tokens, batches through the backbone."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mbretrieve.errors import ModelError
+from mbretrieve.models.checkpoint import content_hash, load, save, view
+from mbretrieve.models.device import resolve_device, resolve_dtype
+from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.models.modernbert import ModernBert
+from mbretrieve.models.packing import pack
+from mbretrieve.models.projection import Layer, projection
+from mbretrieve.models.settings import Checkpoint
+from mbretrieve.models.source import locate
+from mbretrieve.types import FloatArray, Kind, ModelIdentity
+
+BATCH_TOKENS = 8192
+"""Tokens that go through the backbone at once; a longer text goes alone."""
+# Texts are tokenized and sorted by length this many tokens at a time: neighbours of like length, and bounded memory.
+_WINDOW_TOKENS = 32 * BATCH_TOKENS
+_WINDOW_TEXTS = 256
+
+Progress = Callable[[int], None]
+"""Called with the number of texts finished since the last call."""
+
+
+class TextEncoder(ABC):
+    """A ModernBERT with a head; its subclasses say what becomes of the hidden states."""
+
+    kind: ClassVar[Kind]
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        identity: ModelIdentity,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self.identity = identity
+        self.backbone = ModernBert(checkpoint.config, checkpoint.backbone).to(device, dtype).eval()
+        width = checkpoint.config.hidden_size
+        self.projection = projection(checkpoint.projection, width).to(device, dtype).eval()
+        settings = checkpoint.settings
+        self.queries = Frame(
+            checkpoint, settings.queries, identity.query_length, "query_length", expansion=settings.expansion
+        )
+        self.documents = Frame(
+            checkpoint, settings.documents, identity.document_length, "document_length", expansion=None
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        query_length: int | None = None,
+        document_length: int | None = None,
+        dim: int | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a model: a folder, a name on the Hugging Face Hub, or without a name the bundled one, offline.
+
+        ``device``: the first GPU, else the CPU. ``dtype``: bfloat16 where the device computes in it, else float32.
+        ``query_length``, ``document_length``: the most tokens, special ones counted; the saved ones if not given.
+        ``dim``: only the first so many numbers of each vector (Matryoshka, https://arxiv.org/abs/2205.13147), scaled to
+        unit length again. ``revision``: a branch, tag or commit on the Hub. ``local_files_only``: never ask the Hub.
+        Raises: ModelError, one line, for a model that is not there, damaged or of another kind than is read, and for
+        lengths or a dim beyond the model's.
+        """
+        source = locate(name, revision, local_files_only)
+        saved = _with_lengths(view(load(source.folder), cls.kind), query_length, document_length)
+        where = resolve_device(device)
+        width = saved.projection[-1].weight.shape[0] if saved.projection else saved.config.hidden_size
+        if dim is not None and not 0 < dim <= width:
+            raise ModelError(f"dim is {dim}, expected 1 to {width}, which this model's vectors have")
+        identity = ModelIdentity(
+            kind=cls.kind,
+            name=source.name,
+            revision=source.revision,
+            content_hash=content_hash(saved),
+            dim=dim or width,
+            query_length=saved.settings.queries.length or saved.limit,
+            document_length=saved.settings.documents.length or saved.limit,
+        )
+        return cls(saved, identity, where, resolve_dtype(dtype, where))
+
+    def save_pretrained(self, folder: str | Path, *, layout: str | None = None) -> None:
+        """Write the model to a folder, weights in the dtype it was loaded in (``dtype="float32"`` rounds nothing).
+
+        ``layout``: late interaction: ``pylate`` (also read by sentence-transformers), ``sentence-transformers`` or
+        ``stanford``; not given: the first of these that can express the model. Dense: ``sentence-transformers``.
+        ``dim`` is not part of a layout: the whole vectors are saved.
+        Raises: ModelError naming what the layout cannot express, or why the folder cannot be written.
+        """
+        layers = [layer for layer in self.projection if isinstance(layer, Layer)]
+        now = replace(
+            self._checkpoint, backbone=self.backbone.state_dict(), projection=tuple(layer.record() for layer in layers)
+        )
+        save(now, Path(folder).expanduser(), layout)
+
+    @property
+    def dim(self) -> int:
+        """The numbers in each vector."""
+        return self.identity.dim
+
+    @property
+    def query_length(self) -> int:
+        """The most tokens of a query, markers and special tokens counted."""
+        return self.identity.query_length
+
+    @property
+    def document_length(self) -> int:
+        """The most tokens of a document, markers and special tokens counted."""
+        return self.identity.document_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.embeddings.tok_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights; vectors come as float32 whatever it is."""
+        return self.backbone.embeddings.tok_embeddings.weight.dtype
+
+    @property
+    def document_capacity(self) -> int:
+        """How many tokens of its own a document can have beside markers, prompt and special tokens."""
+        return self.documents.room - self.documents.prompt_tokens
+
+    def token_offsets(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Tokenize without special tokens and without a limit: each text's tokens' (tokens, 2) character ranges."""
+        return list(self._checkpoint.tokenizer.offsets(texts))
+
+    def query_was_cut(self, query: str) -> bool:
+        """Whether a query has more tokens than are encoded."""
+        return self.queries.contents([query])[0].cut
+
+    @abstractmethod
+    def encode_queries(
+        self, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS, progress: Progress | None = None
+    ) -> Any:
+        """Encode queries."""
+
+    @abstractmethod
+    def encode_documents(
+        self, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS, progress: Progress | None = None
+    ) -> Any:
+        """Encode documents."""
+
+    @abstractmethod
+    def _score(self, query: FloatArray, documents: Any) -> Tensor:
+        """Score one encoded query against encoded documents: (D,) float32."""
+
+    def rerank(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:
+        """Score each query's candidate texts exactly.
+
+        Returns for each query (position among its candidates, score), best first; equal scores keep their order.
+        Raises: ValueError unless there is one list of candidates a query.
+        """
+        if len(queries) != len(candidates):
+            raise ValueError(f"{len(queries)} queries have {len(candidates)} lists of candidates, expected one each")
+        ranked = []
+        for query, texts in zip(self.encode_queries(queries), candidates, strict=True):
+            scores = self._score(query, self.encode_documents(texts)).tolist() if texts else []
+            ranked.append(sorted(enumerate(scores), key=lambda pair: -pair[1]))
+        return ranked
+
+    def hidden_states(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
+        """Run prepared texts through the backbone, packed: (T, hidden) for their T tokens; differentiable."""
+        ids = torch.tensor([token for text in batch for token in text.ids], dtype=torch.int64, device=self.device)
+        attended = frame.attended(batch)
+        mask = None if attended is None else torch.from_numpy(attended).to(self.device)
+        states: Tensor = self.backbone(ids, [len(text.ids) for text in batch], mask)
+        return states
+
+    def _batches(
+        self,
+        texts: Sequence[str],
+        frame: Frame,
+        batch_tokens: int,
+        progress: Progress | None,
+    ) -> Iterator[tuple[list[int], list[Prepared]]]:
+        """Cut texts into batches of at most ``batch_tokens`` tokens: their positions in ``texts``, and their tokens."""
+        if isinstance(texts, str):
+            raise TypeError("a single string came, expected a list of texts")
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {batch_tokens}, expected at least 1")
+        first, window = 0, list[Prepared]()
+        for start in range(0, len(texts), _WINDOW_TEXTS):
+            window += frame.prepare(texts[start : start + _WINDOW_TEXTS])
+            last = start + _WINDOW_TEXTS >= len(texts)
+            if not last and sum(len(text.ids) for text in window) < _WINDOW_TOKENS:
+                continue
+            for batch in pack([len(text.ids) for text in window], batch_tokens):
+                yield [first + at for at in batch], [window[at] for at in batch]
+                if progress is not None:
+                    progress(len(batch))
+            first, window = first + len(window), []
+
+
+def _with_lengths(saved: Checkpoint, query_length: int | None, document_length: int | None) -> Checkpoint:
+    """Put the caller's lengths in the place of the saved ones; a fixed query expansion is as long as the query."""
+    settings = saved.settings
+    for name, length in (("query_length", query_length), ("document_length", document_length)):
+        if length is not None and length < 1:
+            raise ModelError(f"{name} is {length}, expected at least 1")
+    if document_length is not None:
+        settings = replace(settings, documents=replace(settings.documents, length=document_length))
+    if query_length is not None:
+        settings = replace(settings, queries=replace(settings.queries, length=query_length))
+        expansion = settings.expansion
+        if expansion is not None and expansion.minimum and query_length < expansion.length:
+            raise ModelError(
+                f"query_length is {query_length}, expected the {expansion.length} to which queries are filled, or more"
+            )
+        if expansion is not None and not expansion.minimum:
+            settings = replace(settings, expansion=replace(expansion, length=query_length))
+    return replace(saved, settings=settings)
