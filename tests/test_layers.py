@@ -30,6 +30,7 @@ LAYERS = [
     ["folder", "evaluation.runner", "training.mining"],
     ["training.loop", "training.pretrain"],
     ["bench", "serve", "cluster", "integrations", "cli"],
+    ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # errors may be used by types and the reverse: one line, no logic. evaluation's data rooms share its records.
