@@ -23,15 +23,17 @@ _DEEPEST = 100  # nesting below which no definition is looked for
 _SIGNATURE = 160  # characters of a class's signature in its methods' context
 _LONG = 1000  # characters over which a function is seen in windows that may not show its signature
 _NAME = 80  # characters of a name
-_FEW = 2  # lines that are no unit of their own
+_FEW = 3  # lines that are no unit of their own
+_FUNCTIONS = ("function", "method")
 _OWNER = re.compile(r"(\w+)\s*(?:\[[^\]]*\])?\s*\)?\s*$")
+_TYPE_ARGUMENTS = re.compile(r"\s*<[^<>]*>")
 # Lines that only close what stands above them.
 _CLOSING = re.compile(r"\s*(?:[\W_]*|[\])};,]+\s*(?://|/\*|#).*|(?:end|fi|done|esac|#\s*endif\b.*)\W*)\s*", re.DOTALL)
 
 
 @dataclass(slots=True)
 class _Span:
-    """The lines of a definition, or of the whole file: ``kind`` is "function" or that of a scope with spans inside."""
+    """The lines of a definition, or of the whole file: a function or method, or a scope with spans inside."""
 
     start: int
     end: int
@@ -95,7 +97,7 @@ class _Finder:
             named = self._definition(node, kind, first, end)
             if named is not None:
                 span = _Span(self._with_leading(begin), end, named[0], named[1], self._signature(node))
-                if span.kind != "function":
+                if span.kind not in _FUNCTIONS:
                     self.visit(node, span, None, depth + 1)
                 if span.kind not in ("impl", "module") or span.inner:  # else it is a block like any other
                     scope.inner.append(span)
@@ -107,20 +109,20 @@ class _Finder:
         language = self.language
         defines = kind in language.bodiless or node.child_by_field_name("body") is not None
         if kind in language.functions:
-            return ("function", self._name(node)) if defines else None
+            name = self._name(node)
+            return ("method" if "." in name else "function", name) if defines else None
         if kind in language.scopes:
             # One line that declares a type is better read with its neighbours.
             return (language.scopes[kind], self._name(node)) if defines and end - first > 1 else None
         if assigned := language.assigned.get(kind):
-            value, name = node.child_by_field_name(assigned.value), node.child_by_field_name(assigned.name)
-            if value is None or name is None:
+            value, target = node.child_by_field_name(assigned.value), node.child_by_field_name(assigned.name)
+            if value is None or target is None:
                 return None
+            name = self._text(target).strip("\"'`")[:_NAME]
             if self._holds_function(value):
-                return "function", _text(name).strip("\"'`")[:_NAME]
+                return "function", name
             if value.type in language.object_values and end - first > 1:
-                return "class" if value.child_by_field_name("body") is not None else "module", _text(name).strip(
-                    "\"'`"
-                )[:_NAME]
+                return "class" if value.child_by_field_name("body") is not None else "module", name
         return None
 
     def _holds_function(self, value: "tree_sitter.Node") -> bool:
@@ -131,24 +133,29 @@ class _Finder:
 
     def _name(self, node: "tree_sitter.Node") -> str:
         receiver = node.child_by_field_name("receiver")  # Go: func (s *Server) Start()
-        owner = _OWNER.search(_text(receiver)) if receiver is not None else None
+        owner = _OWNER.search(self._text(receiver)) if receiver is not None else None
         if node.child_by_field_name("declarator") is not None:
-            text = _text(_declared(node))
+            text = self._text(_declared(node))
         else:
-            fields = (node.child_by_field_name(field) for field in ("name", "operator", "type"))
-            text = next((_text(found) for found in fields if found is not None), "")
-        if "operator" not in text:
-            text = text.partition("<")[0]  # type arguments
+            fields = (node.child_by_field_name(key) for key in ("name", "operator", "type"))
+            text = next((self._text(found) for found in fields if found is not None), "")
+        while "<" in text and "operator" not in text and (plain := _TYPE_ARGUMENTS.sub("", text)) != text:
+            text = plain
         text = text.replace("::", ".")[:_NAME]
         return f"{owner[1]}.{text}" if owner else text
 
     def _signature(self, node: "tree_sitter.Node") -> str:
-        body = node.child_by_field_name("body")
-        end = body.start_byte if body is not None else node.end_byte
-        text = self.source[node.start_byte : min(end, node.start_byte + 4 * _SIGNATURE)].decode("utf-8", "ignore")
-        if body is None:
+        """Return what stands before the body, in one line, from the line of the name on: annotations are left out."""
+        body, name = node.child_by_field_name("body"), node.child_by_field_name("name")
+        start = max(node.start_byte, self.source.rfind(b"\n", 0, name.start_byte) + 1 if name is not None else 0)
+        end = min(body.start_byte if body is not None else node.end_byte, start + 4 * _SIGNATURE)
+        text = self.source[start:end].decode("utf-8", "ignore")
+        if node.type in self.language.bodiless or body is None:
             text = text.partition("\n")[0]
-        return " ".join(text.split())[:_SIGNATURE].rstrip(" {:")
+        return " ".join(text.split())[:_SIGNATURE].rstrip(" {:=")
+
+    def _text(self, node: "tree_sitter.Node") -> str:
+        return " ".join(self.source[node.start_byte : node.end_byte].decode("utf-8", "replace").split())
 
     def _begins_line(self, node: "tree_sitter.Node") -> bool:
         line = self.source.rfind(b"\n", 0, node.start_byte) + 1
@@ -164,10 +171,6 @@ def _end(node: "tree_sitter.Node") -> int:
     """Return the line after a node's last; a node that ends with a line feed does not reach into the next line."""
     end = node.end_point
     return end.row if end.column == 0 and end.row > node.start_point.row else end.row + 1
-
-
-def _text(node: "tree_sitter.Node") -> str:
-    return " ".join((node.text or b"").decode("utf-8", "replace").split())
 
 
 def _declared(node: "tree_sitter.Node") -> "tree_sitter.Node":
@@ -203,7 +206,7 @@ class _Filler:
             if start >= end:
                 continue  # several definitions on one line are one unit
             self._gap(line, start, span, scopes, is_last=False)
-            if inner.kind == "function":
+            if inner.kind in _FUNCTIONS:
                 self._function(replace(inner, start=start, end=end), span, scopes)
             else:
                 self._scope(replace(inner, start=start, end=end), scopes)
@@ -249,7 +252,7 @@ class _Filler:
     def _function(self, span: _Span, scope: _Span, scopes: tuple[_Span, ...]) -> None:
         chars = sum(len(line) for line in self.lines[span.start : span.end])
         context = _context((*scopes, span) if chars > _LONG else scopes)
-        kind = "method" if scope.kind in ("class", "impl") or "." in span.name else "function"
+        kind = "method" if scope.kind in ("class", "impl") else span.kind
         self.units.append(Unit(self._done, span.end, kind, _qualified((*scopes, span)), context))
 
 

@@ -168,6 +168,7 @@ LANGUAGES = (
             "union_specifier": "class",
             "enum_specifier": "class",
             "namespace_definition": "module",
+            "linkage_specification": "module",
         },
         # A header in C parses as C++; the reverse fails at its first class.
         suffixes=(".cc", ".cpp", ".cxx", ".c++", ".h", ".hh", ".hpp", ".hxx", ".inl", ".ipp", ".cu", ".cuh", ".ino"),
@@ -202,11 +203,11 @@ LANGUAGES = (
         "ruby",
         "tree_sitter_ruby",
         functions=frozenset({"method", "singleton_method"}),
-        scopes={"class": "class", "module": "module"},
+        scopes={"class": "class", "module": "module", "singleton_class": "impl"},
         suffixes=(".rb", ".rake", ".gemspec", ".ru"),
         file_names=("Rakefile", "Gemfile", "Guardfile", "Vagrantfile", "Podfile", "Fastfile"),
         interpreters=("ruby", "jruby"),
-        bodiless=frozenset({"method", "singleton_method", "class", "module"}),
+        bodiless=frozenset({"method", "singleton_method", "class", "module", "singleton_class"}),
     ),
     Language(
         "php",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 MIB = 1 << 20
 TEXT_LIMIT = 2 * MIB
 # Formats whose files are rightly larger than a source file. JSON lines are read row by row: their size costs nothing.
-_LIMITS = {".pdf": 64 * MIB, ".ipynb": 16 * MIB, ".jsonl": None, ".ndjson": None, ".jsonl.gz": None}
+_LIMITS = {".pdf": 64 * MIB, ".ipynb": 16 * MIB, ".jsonl": None, ".jsonl.gz": None, ".ndjson": None}
 
 _REPOSITORY_INTERNALS = frozenset({".git", ".hg", ".svn", ".bzr", ".jj", "CVS"})
 

@@ -1,7 +1,9 @@
 """Lines and runs of lines: the law of this room is that every line of a file belongs to exactly one unit, in order."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from mbretrieve.types import Metadata
 
 # A piece that a person reads at a glance and a model of 192 tokens covers in a few windows.
 MOST_LINES = 60
@@ -17,6 +19,29 @@ class Unit:
     kind: str
     name: str = ""
     context: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What becomes a Document: a unit's lines, or a text taken out of a file that is not lines of text itself.
+
+    ``start_line`` and ``end_line`` count from 1, both included; where there are no lines in the file to count, they
+    count those of the text taken out. ``extra`` is further metadata.
+    """
+
+    text: str
+    start_line: int
+    end_line: int
+    unit: str
+    name: str = ""
+    context: str = ""
+    extra: Metadata = field(default_factory=dict)
+
+
+def passage(lines: Sequence[str], unit: Unit) -> Passage:
+    """Return a unit with its text, the exact lines."""
+    text = "".join(lines[unit.start : unit.end])
+    return Passage(text, unit.start + 1, unit.end, unit.kind, unit.name, unit.context)
 
 
 def split_lines(text: str) -> list[str]:
