@@ -48,8 +48,8 @@ def maxsim_ragged_batch(
 
     Shapes: queries Q times (I_q, dim), tokens (T, dim) float16, bfloat16 or float32, offsets (D + 1,) int64 with
     document d in ``tokens[offsets[d] : offsets[d + 1]]``, rows (R,) the documents to score (None: all of them) ->
-    (Q, R) float32. All on the CPU. ``tokens`` may be memory-mapped: a block of it at a time becomes float32, so that beside the result
-    some tens of megabytes are needed, or the size of the largest document if that is more.
+    (Q, R) float32. All on the CPU. ``tokens`` may be memory-mapped: a block of it at a time becomes float32, so that
+    beside the result some tens of megabytes are needed, or the size of the largest document if that is more.
     Raises: ValueError if the dims differ, or a query or a scored document has no token.
     """
     bounds: NDArray[np.int64] = offsets.numpy()

@@ -1,0 +1,366 @@
+"""The catalogue: one SQLite database that says what an index holds. Its transaction is the index's commit.
+
+It is kept in write-ahead mode, so that a reader sees the generation it opened while a writer works. Every row carries a
+checksum of ours, because SQLite does not notice a changed byte inside a value.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError
+from mbretrieve.index.lock import writer_lock
+from mbretrieve.index.records import LAYOUTS
+from mbretrieve.index.segments import FOLDER, SegmentFile, SegmentRecord, sync_folder
+from mbretrieve.index.words import FTS5_TOKENIZER
+from mbretrieve.types import Kind
+
+FILE = "catalog.sqlite"
+FORMAT = 1
+BUSY_SECONDS = 10.0
+MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
+
+# A content is a text with its context, its windows and its words; documents of one content share it. So vectors are
+# found again by content hash, and a document whose metadata alone changed costs one row.
+SCHEMA = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE segments (
+  key INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL, tokens INTEGER NOT NULL,
+  live_rows INTEGER NOT NULL, live_tokens INTEGER NOT NULL);
+CREATE TABLE files (
+  segment INTEGER NOT NULL, name TEXT NOT NULL, bytes INTEGER NOT NULL, checksums BLOB NOT NULL,
+  PRIMARY KEY (segment, name)) WITHOUT ROWID;
+CREATE TABLE contents (
+  key INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL, context TEXT NOT NULL, text TEXT NOT NULL,
+  checksum BLOB NOT NULL);
+CREATE INDEX contents_by_hash ON contents (hash) WHERE hash != '';
+CREATE TABLE windows (
+  content INTEGER NOT NULL, window INTEGER NOT NULL, segment INTEGER NOT NULL, row INTEGER NOT NULL,
+  tokens INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL, checksum INTEGER NOT NULL,
+  PRIMARY KEY (content, window)) WITHOUT ROWID;
+CREATE TABLE documents (
+  key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content INTEGER NOT NULL, source TEXT,
+  metadata TEXT NOT NULL, checksum BLOB NOT NULL);
+CREATE INDEX documents_by_content ON documents (content);
+CREATE INDEX documents_by_source ON documents (source) WHERE source IS NOT NULL;
+CREATE TABLE metadata (name TEXT NOT NULL, value, document INTEGER NOT NULL, PRIMARY KEY (name, value, document))
+  WITHOUT ROWID;
+CREATE TABLE sources (name TEXT PRIMARY KEY, state TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
+CREATE VIRTUAL TABLE words USING fts5(tokens, content='', tokenize="{FTS5_TOKENIZER}");
+"""
+
+WINDOW_COLUMNS = "content, window, segment, row, tokens, start, stop"
+
+
+def checksum(*fields: str | int | None) -> bytes:
+    """Hash the fields of a row (blake2b, 16 bytes), as the catalogue keeps it beside them."""
+    return blake2b(json.dumps(fields).encode(), digest_size=16).digest()
+
+
+def window_checksums(windows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Hash rows of (W, columns) integers to (W,) integers: a whole index's are checked in milliseconds when it is read.
+
+    The mixing step is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+    """
+    state = np.zeros(len(windows), dtype=np.uint64)
+    for column in windows.T.astype(np.uint64):
+        state += column + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state.astype(np.int64)
+
+
+@contextmanager
+def translated(index: Path) -> Iterator[None]:
+    """Turn SQLite's errors, and a disk's, into ours: one line that names the index."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # a closed connection is a mistake in the program
+    except sqlite3.DatabaseError as error:
+        code = _code(error)
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise IndexBusyError(f"{index} is in use by another process: try again when it is done") from error
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            raise IndexBusyError(
+                f"{index} cannot be used ({error}): see to its disk and its permissions; what was committed is safe"
+            ) from error
+        raise damaged(index, str(error)) from error
+    except OSError as error:
+        raise IndexBusyError(
+            f"{index} cannot be used ({error.strerror or error}): see to its disk and its permissions; "
+            "what was committed is safe"
+        ) from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary code; Python's own complaint, of text that is not UTF-8, has none and means damage."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+
+
+def damaged(index: Path, what: str) -> IndexFormatError:
+    """Say that the catalogue is damaged."""
+    return IndexFormatError(f"{index / FILE} is damaged ({what}): restore it from a copy, or index again")
+
+
+def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, Any]) -> None:
+    """Make the folder and its empty catalogue, complete or not at all.
+
+    Raises: DataError if something is there already, IndexBusyError if the folder cannot be written.
+    """
+    if kind not in LAYOUTS or dim < 1:
+        raise ValueError(f"kind {kind!r} with dim {dim}; one of {', '.join(LAYOUTS)} and at least 1 were expected")
+    with translated(index):
+        index.mkdir(parents=True, exist_ok=True)
+    with writer_lock(index), translated(index):
+        if foreign := {path.name for path in index.iterdir()} - {FILE, f"{FILE}.new", "lock", FOLDER}:
+            raise DataError(f"{index} holds other files ({min(foreign)}); name a new or empty folder for the index")
+        if (index / FILE).exists():
+            raise DataError(f"{index} already is an index: open it, or remove it first")
+        draft = index / f"{FILE}.new"
+        draft.unlink(missing_ok=True)
+        connection = sqlite3.connect(draft, isolation_level=None)
+        try:
+            connection.executescript(SCHEMA)
+            meta = {
+                "format": FORMAT,
+                "kind": kind,
+                "dim": dim,
+                "identity": dict(identity),
+                "generation": 0,
+                "settings": {},
+            }
+            for name, value in meta.items():
+                put_meta(connection, name, value)
+            connection.execute("PRAGMA journal_mode = WAL")
+        finally:
+            connection.close()
+        descriptor = os.open(draft, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        draft.rename(index / FILE)
+        sync_folder(index)
+
+
+def put_meta(connection: sqlite3.Connection, name: str, value: Any) -> None:
+    """Write one named JSON value into the catalogue."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, text, checksum(name, text)))
+
+
+class Catalogue:
+    """A connection to an index's catalogue: ``open`` for reading one generation, ``open_to_write`` for the writer."""
+
+    def __init__(self, index: Path, connection: sqlite3.Connection, *, frozen: bool) -> None:
+        self.index = index
+        self.connection = connection
+        self._frozen = _stamp(index) if frozen else None
+        self._lock = threading.RLock()
+        self._meta: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, index: Path) -> Self:
+        """Open the newest generation for reading, on a read-only disk too.
+
+        Raises: IndexFormatError if this is no index, or one of a newer format, or damaged.
+        """
+        file = _existing(index)
+        with translated(index):
+            try:
+                # Not mode=ro: the last reader to leave could not clean up after a killed writer.
+                return cls._reading(index, _connect(file, "mode=rw"), frozen=False)
+            except sqlite3.OperationalError as error:
+                if _code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                    raise
+            # A folder that cannot be written: SQLite reads it only on the promise that nobody else writes it either.
+            log = file.with_name(f"{FILE}-wal")
+            if log.exists() and log.stat().st_size:
+                raise IndexBusyError(
+                    f"{index} was left by a writer that was stopped, and is read-only: open it once where it is not"
+                )
+            return cls._reading(index, _connect(file, "immutable=1"), frozen=True)
+
+    @classmethod
+    def _reading(cls, index: Path, connection: sqlite3.Connection, *, frozen: bool) -> Self:
+        catalogue = cls(index, connection, frozen=frozen)
+        try:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("BEGIN")
+            catalogue._read_meta()
+        except BaseException:
+            connection.close()
+            raise
+        return catalogue
+
+    @classmethod
+    def open_to_write(cls, index: Path) -> Self:
+        """Open for the one writer, who holds the lock."""
+        with translated(index):
+            catalogue = cls(index, _connect(_existing(index), "mode=rw"), frozen=False)
+            try:
+                catalogue.connection.execute("PRAGMA synchronous = FULL")  # a commit outlives a power cut
+                catalogue._read_meta()
+            except BaseException:
+                catalogue.connection.close()
+                raise
+            return catalogue
+
+    def refresh(self) -> None:
+        """Go to the newest generation."""
+        with self._lock:
+            newest = type(self).open(self.index)
+            self.connection.close()
+            self.connection, self._frozen, self._meta = newest.connection, newest._frozen, newest._meta
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock, translated(self.index):
+            self.connection.close()
+
+    @property
+    def kind(self) -> Kind:
+        """Which kind of vectors the index holds."""
+        kind: Kind = self._meta["kind"]
+        return kind
+
+    @property
+    def dim(self) -> int:
+        """The vectors' dimension."""
+        return int(self._meta["dim"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the maker of the index said of the model."""
+        return dict(self._meta["identity"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the caller keeps in the index."""
+        return dict(self._meta["settings"])
+
+    @property
+    def generation(self) -> int:
+        """How many commits led here."""
+        return int(self._meta["generation"])
+
+    def newest_generation(self) -> int:
+        """Return the generation as it stands, for the writer to count on."""
+        [(value,)] = self.rows("SELECT value FROM meta WHERE name = 'generation'")
+        return int(value)
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query. Raises: IndexFormatError if the catalogue is damaged."""
+        with self._lock, translated(self.index):
+            rows = self.connection.execute(sql, parameters).fetchall()
+            self._check_frozen()
+            return rows
+
+    def rows_among(self, sql: str, values: Collection[Any]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query that ends in the name of a column, whose value is to be one of ``values``."""
+        given, found = list(values), []
+        for first in range(0, len(given), MAX_PARAMETERS):
+            some = given[first : first + MAX_PARAMETERS]
+            found += self.rows(f"{sql} IN ({', '.join('?' * len(some))})", some)
+        return found
+
+    def integers(self, sql: str, parameters: Sequence[Any] = (), *, columns: int) -> NDArray[np.int64]:
+        """Return a query's rows of integers as a (rows, columns) array."""
+        return self.to_integers(self.rows(sql, parameters), columns=columns)
+
+    def to_integers(self, rows: Sequence[tuple[Any, ...]], *, columns: int) -> NDArray[np.int64]:
+        """Return rows of integers as a (rows, columns) array. Raises: IndexFormatError if one is none."""
+        try:
+            return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=columns * len(rows)).reshape(
+                -1, columns
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise damaged(self.index, "a number is none") from error
+
+    def windows(self) -> NDArray[np.int64]:
+        """Return all windows, (W, 7), columns as WINDOW_COLUMNS, by content and window."""
+        found = self.integers(f"SELECT {WINDOW_COLUMNS}, checksum FROM windows ORDER BY content, window", columns=8)  # noqa: S608 - a constant
+        if (window_checksums(found[:, :7]) != found[:, 7]).any():
+            raise damaged(self.index, "a window's row was changed")
+        return found[:, :7]
+
+    def segments(self) -> list[SegmentRecord]:
+        """Return all segments with their files."""
+        files: dict[int, list[SegmentFile]] = {}
+        for segment, name, size, sums in self.rows("SELECT segment, name, bytes, checksums FROM files"):
+            files.setdefault(segment, []).append(SegmentFile(name, size, sums))
+        return [
+            SegmentRecord(key, name, rows, tokens, tuple(files.get(key, ())))
+            for key, name, rows, tokens in self.rows("SELECT key, name, rows, tokens FROM segments ORDER BY key")
+        ]
+
+    def word_places(self) -> Iterator[tuple[str, int, int]]:
+        """Yield every word of the full-text index with its content and its place there."""
+        with self._lock, translated(self.index):
+            self.connection.execute("PRAGMA query_only = OFF")  # a temporary table is no writing
+            self.connection.execute("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, words, instance)")
+            try:
+                yield from self.connection.execute("SELECT term, doc, offset FROM temp.places")
+            finally:
+                self.connection.execute("DROP TABLE temp.places")
+                self.connection.execute("PRAGMA query_only = ON")
+
+    def known(self, hashes: Collection[str]) -> set[str]:
+        """Return those of the content hashes whose vectors are here."""
+        found = self.rows_among("SELECT DISTINCT hash FROM contents WHERE hash != '' AND hash", hashes)
+        return {hash for (hash,) in found}
+
+    def _read_meta(self) -> None:
+        try:
+            row = self.connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+        except sqlite3.OperationalError as error:
+            if _code(error) == sqlite3.SQLITE_ERROR:
+                raise IndexFormatError(
+                    f"{self.index / FILE} is not the catalogue of an index: name another folder"
+                ) from None
+            raise
+        found = row[0] if row else "none"
+        if found != str(FORMAT):
+            newer = found.isdecimal() and int(found) > FORMAT
+            advice = "upgrade mbretrieve" if newer else "index again"
+            raise IndexFormatError(
+                f"{self.index} has index format {found}; this version reads format {FORMAT}: {advice}"
+            )
+        rows = self.connection.execute("SELECT name, value, checksum FROM meta").fetchall()
+        if any(checksum(name, value) != sum for name, value, sum in rows):
+            raise damaged(self.index, "its description was changed")
+        self._meta = {name: json.loads(value) for name, value, _ in rows}
+        if missing := {"kind", "dim", "identity", "generation", "settings"} - set(self._meta):
+            raise damaged(self.index, f"it does not say its {min(missing)}")
+
+    def _check_frozen(self) -> None:
+        if self._frozen is not None and _stamp(self.index) != self._frozen:
+            raise IndexBusyError(f"{self.index} was written while it was read from a read-only folder: open it again")
+
+
+def _existing(index: Path) -> Path:
+    file = index / FILE
+    if not file.is_file():
+        raise IndexFormatError(f"{index} is not an index: it has no {FILE}; make one with `mbretrieve index`")
+    return file
+
+
+def _connect(file: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{file.resolve().as_uri()}?{mode}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
+    return connection
+
+
+def _stamp(index: Path) -> tuple[int, int, int]:
+    stat = (index / FILE).stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

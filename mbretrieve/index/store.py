@@ -1,0 +1,288 @@
+"""Writing: the one writer's transaction over the catalogue and the segment that goes with it."""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbretrieve.errors import DataError, IndexBusyError
+from mbretrieve.index.catalogue import Catalogue, checksum, put_meta, translated, window_checksums
+from mbretrieve.index.filters import stored_value
+from mbretrieve.index.lock import writer_lock
+from mbretrieve.index.merging import SegmentSize, segments_to_merge
+from mbretrieve.index.records import LAYOUTS, Entry, check_batch, check_document, check_text, stored_vectors, to_json
+from mbretrieve.index.segments import Segment, SegmentWriter, sweep
+from mbretrieve.index.words import content_words
+from mbretrieve.types import Metadata
+
+
+class Writer:
+    """The one writer of an index, holding its lock. What it does is there for readers after ``commit``, all or nothing.
+
+    Used in a ``with`` block: leaving it commits, an error in it undoes what was not committed. A batch refused with
+    DataError leaves the transaction as it was; after any other error only what was committed before remains.
+    """
+
+    def __init__(self, index: Path) -> None:
+        """Take the lock and sweep up after killed writers. Raises: IndexBusyError if another process holds it."""
+        self._index = index
+        with ExitStack() as stack:
+            stack.enter_context(writer_lock(index))
+            self._catalogue = Catalogue.open_to_write(index)
+            stack.callback(self._catalogue.close)
+            self._held = stack.pop_all()
+        self._database = self._catalogue.connection
+        self._layout, self._dim = LAYOUTS[self._catalogue.kind], self._catalogue.dim
+        self._segment: SegmentWriter | None = None
+        self._segment_key = 0  # of the segment being written; 0 is nobody's
+        self._touched: set[int] = set()  # contents that a document left; dropped at commit if none came back
+        self._failed = False
+        self._changes = self._database.total_changes  # as it was when the transaction began
+        sweep(index, [segment.name for segment in self._catalogue.segments()])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Undo what was not committed and let go of the lock."""
+        self._undo()
+        self._held.close()
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Add documents, each in the place of the one with its id if there is one.
+
+        Raises: DataError naming an id: a wrong dim, NaN, no token, spans that do not fit, metadata that cannot be kept,
+        an id twice in the batch; none of the batch is then written.
+        """
+        check_batch([entry.id for entry in entries])
+        vectors = [stored_vectors(entry, self._layout, self._dim) for entry in entries]
+        with self._changing():
+            for entry, windows in zip(entries, vectors, strict=True):
+                content = self._put_content(entry)
+                for window, (rows, span) in enumerate(zip(windows, entry.spans, strict=True)):
+                    self._store(content, window, rows, span)
+                self._put_document(entry.id, content, entry.source, entry.metadata)
+
+    def add_same(
+        self, id: str, content_hash: str, text: str, context: str, metadata: Metadata, source: str | None = None
+    ) -> None:
+        """Add a document, or replace the one with its id, with the vectors stored under ``content_hash``.
+
+        Those of documents deleted since the last commit are still there.
+        Raises: DataError if no vectors are, ValueError if they are those of another text or context.
+        """
+        check_document(id, text, context, metadata, source)
+        with translated(self._index):
+            row = self._database.execute(
+                "SELECT key, text, context FROM contents WHERE hash = ? AND hash != ''", (content_hash,)
+            ).fetchone()
+        if row is None:
+            raise DataError(f"document {id!r} names the content {content_hash!r}, which is not here: add its vectors")
+        if row[1:] != (text, context):
+            raise ValueError(f"the content hash {content_hash!r} of document {id!r} is that of another text or context")
+        with self._changing():
+            self._put_document(id, row[0], source, metadata)
+
+    def delete(self, ids: Collection[str]) -> int:
+        """Delete documents by id; returns how many there were."""
+        with self._changing():
+            return sum(self._drop_document("id", id) for id in dict.fromkeys(ids))
+
+    def delete_source(self, source: str) -> int:
+        """Delete a source with its documents; returns how many those were."""
+        check_text("a source's name", source)
+        with self._changing():
+            keys = self._database.execute("SELECT key FROM documents WHERE source = ?", (source,)).fetchall()
+            self._database.execute("DELETE FROM sources WHERE name = ?", (source,))
+            return sum(self._drop_document("key", key) for (key,) in keys)
+
+    def set_source(self, source: str, state: dict[str, Any]) -> None:
+        """Keep a state (JSON values) for a source."""
+        check_text("a source's name", source)
+        text = to_json(state)
+        with self._changing():
+            self._database.execute(
+                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, text, checksum(source, text))
+            )
+
+    def set_settings(self, settings: dict[str, Any]) -> None:
+        """Keep the caller's settings (JSON values) in the index, in the place of earlier ones."""
+        with self._changing():
+            put_meta(self._database, "settings", settings)
+
+    def known(self, content_hashes: Collection[str]) -> set[str]:
+        """Return those of the content hashes that ``add_same`` can name, uncommitted ones included."""
+        return self._catalogue.known(content_hashes)
+
+    def commit(self) -> None:
+        """Make everything since the last commit durable and visible, or, if an error is raised, nothing of it."""
+        if not self._failed and self._database.total_changes == self._changes:
+            self._undo()
+            return
+        with self._changing():
+            self._drop_contents()
+            self._merge()
+            self._finish_segment()
+            self._database.execute("DELETE FROM files WHERE segment IN (SELECT key FROM segments WHERE live_rows = 0)")
+            self._database.execute("DELETE FROM segments WHERE live_rows = 0")
+            put_meta(self._database, "generation", self._catalogue.newest_generation() + 1)
+            self._database.execute("COMMIT")
+            self._changes = self._database.total_changes
+        # Readers of an earlier generation have dropped folders mapped; one that comes too late opens the newest.
+        # A segment whose commit failed stays until the next writer sweeps it: it may have been committed after all.
+        sweep(self._index, [segment.name for segment in self._catalogue.segments()])
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change the database within its transaction; whatever goes wrong undoes all that was not committed."""
+        if self._failed:
+            raise IndexBusyError(f"{self._index} was not written: an earlier error undid what was not committed")
+        try:
+            with translated(self._index):
+                if not self._database.in_transaction:
+                    self._database.execute("BEGIN IMMEDIATE")
+                    self._changes = self._database.total_changes
+                yield
+        except BaseException:
+            self._failed = True
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+            self._segment, self._segment_key = None, 0
+        self._touched.clear()
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+
+    def _open_segment(self) -> SegmentWriter:
+        if self._segment is None:
+            self._segment = SegmentWriter(self._index, self._layout, self._dim)
+            cursor = self._database.execute(
+                "INSERT INTO segments (name, rows, tokens, live_rows, live_tokens) VALUES (?, 0, 0, 0, 0)",
+                (self._segment.name,),
+            )
+            self._segment_key = int(cursor.lastrowid or 0)
+        return self._segment
+
+    def _finish_segment(self) -> None:
+        if self._segment is None:
+            return
+        segment, key = self._segment, self._segment_key
+        self._database.executemany(
+            "INSERT INTO files VALUES (?, ?, ?, ?)",
+            [(key, file.name, file.size, file.checksums) for file in segment.finish()],
+        )
+        self._database.execute(
+            "UPDATE segments SET rows = ?, tokens = ? WHERE key = ?", (segment.rows, segment.tokens, key)
+        )
+        self._segment, self._segment_key = None, 0
+
+    def _store(self, content: int, window: int, vectors: NDArray[Any], span: tuple[int, int]) -> None:
+        """Put a window's vectors into the open segment, and where they are into the catalogue."""
+        segment = self._open_segment()
+        row = segment.append(vectors)
+        place = (content, window, self._segment_key, row, len(vectors), *span)
+        sum = int(window_checksums(np.array([place], dtype=np.int64))[0])
+        self._database.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*place, sum))
+        self._count_live(self._segment_key, 1, len(vectors))
+
+    def _count_live(self, segment: int, rows: int, tokens: int) -> None:
+        self._database.execute(
+            "UPDATE segments SET live_rows = live_rows + ?, live_tokens = live_tokens + ? WHERE key = ?",
+            (rows, tokens, segment),
+        )
+
+    def _put_content(self, entry: Entry) -> int:
+        fields = (entry.content_hash, entry.context, entry.text)
+        cursor = self._database.execute(
+            "INSERT INTO contents (hash, context, text, checksum) VALUES (?, ?, ?, ?)", (*fields, checksum(*fields))
+        )
+        content = int(cursor.lastrowid or 0)
+        self._database.execute(
+            "INSERT INTO words (rowid, tokens) VALUES (?, ?)",
+            (content, " ".join(content_words(entry.context, entry.text))),
+        )
+        return content
+
+    def _put_document(self, id: str, content: int, source: str | None, metadata: Metadata) -> None:
+        self._drop_document("id", id)
+        text = to_json(metadata)
+        cursor = self._database.execute(
+            "INSERT INTO documents (id, content, source, metadata, checksum) VALUES (?, ?, ?, ?, ?)",
+            (id, content, source, text, checksum(id, content, source, text)),
+        )
+        self._database.executemany(
+            "INSERT INTO metadata VALUES (?, ?, ?)",
+            [(name, stored_value(value), cursor.lastrowid) for name, value in metadata.items()],
+        )
+
+    def _drop_document(self, column: Literal["id", "key"], value: str | int) -> bool:
+        row = self._database.execute(
+            f"SELECT key, content, metadata FROM documents WHERE {column} = ?",  # noqa: S608 - one of two names
+            (value,),
+        ).fetchone()
+        if row is None:
+            return False
+        key, content, metadata = row
+        self._database.executemany(
+            "DELETE FROM metadata WHERE name = ? AND value = ? AND document = ?",
+            [(name, stored_value(value), key) for name, value in json.loads(metadata).items()],
+        )
+        self._database.execute("DELETE FROM documents WHERE key = ?", (key,))
+        self._touched.add(content)
+        return True
+
+    def _drop_contents(self) -> None:
+        """Drop the contents that no document has any more."""
+        execute = self._database.execute
+        for content in self._touched:
+            if execute("SELECT 1 FROM documents WHERE content = ?", (content,)).fetchone():
+                continue
+            context, text = execute("SELECT context, text FROM contents WHERE key = ?", (content,)).fetchone()
+            # FTS5 keeps no copy of the words, so it must be told which ones go.
+            execute(
+                "INSERT INTO words (words, rowid, tokens) VALUES ('delete', ?, ?)",
+                (content, " ".join(content_words(context, text))),
+            )
+            for segment, tokens in execute(
+                "SELECT segment, tokens FROM windows WHERE content = ?", (content,)
+            ).fetchall():
+                self._count_live(segment, -1, -tokens)
+            execute("DELETE FROM windows WHERE content = ?", (content,))
+            execute("DELETE FROM contents WHERE key = ?", (content,))
+        self._touched.clear()
+
+    def _merge(self) -> None:
+        """Copy the live windows of segments that are many and small, or mostly dead, into the one being written."""
+        sizes = self._database.execute(
+            "SELECT key, tokens, live_tokens FROM segments WHERE key != ?", (self._segment_key,)
+        )
+        keys = set(segments_to_merge([SegmentSize(*row) for row in sizes]))
+        for record in self._catalogue.segments():
+            if record.key not in keys:
+                continue
+            segment = Segment(self._index, record, self._layout, self._dim)
+            segment.verify()  # or a changed byte would get a good checksum
+            windows = self._database.execute(
+                "SELECT content, window, row, start, stop FROM windows WHERE segment = ? ORDER BY row", (record.key,)
+            ).fetchall()
+            for content, window, row, start, stop in windows:
+                first, last = segment.offsets[row : row + 2]
+                self._store(content, window, segment.vectors[first:last], (start, stop))
+            self._database.execute("UPDATE segments SET live_rows = 0, live_tokens = 0 WHERE key = ?", (record.key,))

@@ -1,0 +1,131 @@
+"""What a reader holds of one generation: every live window's place, the documents it belongs to, the mapped segments."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.catalogue import Catalogue, damaged
+from mbretrieve.index.records import LAYOUTS
+from mbretrieve.index.segments import Segment
+
+Integers = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+
+class Found(NamedTuple):
+    """Windows that were scored for one query: their positions, rising, and their scores."""
+
+    positions: Integers
+    scores: Scores
+
+
+class Ranked(NamedTuple):
+    """A document that may be among the best: its place in the view, its score and the position of its best window."""
+
+    document: int
+    score: float
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One generation in memory.
+
+    Windows have positions 0..W-1, ordered by content; documents have places 0..N-1, ordered by key.
+    ``content`` (W,), ``window`` (W,), ``segment`` (W,) an index into ``segments``, ``row`` (W,), ``span`` (W, 2);
+    ``keys`` (N,) the documents' keys, ``first`` and ``last`` (N,) the range of positions of each one's windows.
+    """
+
+    segments: list[Segment]
+    window: Integers
+    segment: Integers
+    row: Integers
+    span: Integers
+    keys: Integers
+    first: Integers
+    last: Integers
+
+    def positions(self, documents: Integers) -> Integers:
+        """Return the positions of the windows of some documents, rising, each once though documents may share them."""
+        if len(documents) == len(self.keys):
+            return np.arange(len(self.row))
+        wanted = np.zeros(len(self.row) + 1, dtype=np.int64)
+        np.add.at(wanted, self.first[documents], 1)
+        np.add.at(wanted, self.last[documents], -1)
+        return np.flatnonzero(np.cumsum(wanted[:-1]) > 0)
+
+    def by_segment(self, positions: Integers) -> Iterator[tuple[Segment, Integers, Integers]]:
+        """Yield each segment that holds some of the windows, their indices in ``positions``, and their rows, rising."""
+        order = np.lexsort((self.row[positions], self.segment[positions]))
+        numbers = self.segment[positions][order]
+        for number, segment in enumerate(self.segments):
+            first, last = np.searchsorted(numbers, [number, number + 1])
+            if first < last:
+                some = order[first:last]
+                yield segment, some, self.row[positions[some]]
+
+    def best(self, found: Found, documents: Integers, k: int) -> list[Ranked]:
+        """Return the best ``k`` of some documents by their best window, and all that tie with the last of them.
+
+        A document none of whose windows was scored is not among the best.
+        """
+        first = np.searchsorted(found.positions, self.first[documents])
+        last = np.searchsorted(found.positions, self.last[documents])
+        documents, first, last = (array[first < last] for array in (documents, first, last))
+        if not len(documents):
+            return []
+        # Documents may share windows, so their ranges may repeat or not rise: reduceat takes them as pairs, from each
+        # first to the next last, and every second result is of the gap between two documents.
+        padded = np.append(found.scores, np.float32(-np.inf))
+        scores = np.maximum.reduceat(padded, np.stack([first, last], axis=1).ravel())[::2]
+        if np.isnan(scores).any():
+            raise IndexFormatError("a score is not a number: `mbretrieve verify` names the damaged file")
+        cut = np.partition(scores, len(scores) - k)[len(scores) - k] if k < len(scores) else -np.inf
+        return [
+            Ranked(
+                int(documents[i]),
+                float(scores[i]),
+                int(found.positions[first[i] + int(np.argmax(found.scores[first[i] : last[i]]))]),
+            )
+            for i in np.flatnonzero(scores >= cut)
+        ]
+
+    def check(self, positions: Integers) -> None:
+        """Check the stored bytes of some windows' vectors. Raises: IndexFormatError naming a damaged file."""
+        for segment, _, rows in self.by_segment(positions):
+            segment.check_rows(rows)
+
+
+def load_view(catalogue: Catalogue) -> View:
+    """Read a generation's windows and documents and map its segments.
+
+    Raises: FileNotFoundError if a writer has dropped one of the segments since; IndexFormatError for what does not fit.
+    """
+    layout = LAYOUTS[catalogue.kind]
+    records = catalogue.segments()
+    segments = [Segment(catalogue.index, record, layout, catalogue.dim) for record in records]
+    windows = catalogue.windows()
+    content, window, named, row, tokens = windows[:, :5].T
+    keys = np.array([record.key for record in records], dtype=np.int64)
+    number = np.searchsorted(keys, named)
+    if len(windows) and (number.max() >= len(keys) or (keys[number] != named).any()):
+        raise damaged(catalogue.index, "a window is in a segment that is not there")
+    for i, segment in enumerate(segments):
+        rows, lengths = row[number == i], tokens[number == i]
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(segment.offsets) - 1):
+            raise damaged(catalogue.index, "a window is outside its segment")
+        if (segment.offsets[rows + 1] - segment.offsets[rows] != lengths).any():
+            raise damaged(catalogue.index, "a window has not the tokens its segment says")
+    documents = catalogue.integers("SELECT key, content FROM documents ORDER BY key", columns=2)
+    first, last = np.searchsorted(content, documents[:, 1]), np.searchsorted(content, documents[:, 1], side="right")
+    if (first == last).any():
+        raise damaged(catalogue.index, "a document has no window")
+    # Copied: a column of the table would keep the whole of it and be read in leaps.
+    copy = np.ascontiguousarray
+    return View(
+        segments, copy(window), number, copy(row), copy(windows[:, 5:7]), copy(documents[:, 0]), first=first, last=last
+    )
