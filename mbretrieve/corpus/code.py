@@ -29,6 +29,8 @@ _OWNER = re.compile(r"(\w+)\s*(?:\[[^\]]*\])?\s*\)?\s*$")
 _TYPE_ARGUMENTS = re.compile(r"\s*<[^<>]*>")
 # Lines that only close what stands above them.
 _CLOSING = re.compile(r"\s*(?:[\W_]*|[\])};,]+\s*(?://|/\*|#).*|(?:end|fi|done|esac|#\s*endif\b.*)\W*)\s*", re.DOTALL)
+# A line that opens what stands below it.
+_OPENING = re.compile(r".*[{(\[:]\s*|\s*#\s*(?:if|ifdef|ifndef|elif|else)\b.*\s*", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -55,7 +57,7 @@ def split_code(text: str, lines: Sequence[str], language: Language) -> list[Unit
     finder = _Finder(source, language)
     if tree is not None:
         finder.visit(tree.root_node, root, None, 0)
-    return _Filler(lines, finder.leading).units_of(root)
+    return _Filler(lines, finder.leading, root).units()
 
 
 def _parse(source: bytes, language: Language) -> "tree_sitter.Tree | None":
@@ -187,16 +189,17 @@ def _declared(node: "tree_sitter.Node") -> "tree_sitter.Node":
 class _Filler:
     """Turns spans into units. A unit begins where the last one ended, so that no line can be lost or taken twice."""
 
-    def __init__(self, lines: Sequence[str], leading: Set[int]) -> None:
+    def __init__(self, lines: Sequence[str], leading: Set[int], root: _Span) -> None:
         self.lines = lines
         self.leading = leading
-        self.units: list[Unit] = []
+        self.root = root
+        self.found: list[Unit] = []
 
-    def units_of(self, root: _Span) -> list[Unit]:
+    def units(self) -> list[Unit]:
         """Return the units of a whole file."""
-        self._scope(root, ())
-        self._join_previous(len(self.lines), root, ())
-        return self.units
+        self._scope(self.root, ())
+        self._join_previous(len(self.lines), self.root, ())
+        return self.found
 
     def _scope(self, span: _Span, above: tuple[_Span, ...]) -> None:
         scopes = (*above, span) if span.name else above
@@ -216,44 +219,48 @@ class _Filler:
     def _gap(self, start: int, end: int, span: _Span, scopes: tuple[_Span, ...], is_last: bool) -> None:
         """Place the lines between two definitions: with the one above, the one below, or in blocks of their own."""
         is_head = start == span.start
-        while start < end and self.units and not self.lines[start].strip():
+        while start < end and self.found and not self.lines[start].strip():
             start += 1
             self._join_previous(start, span, scopes)
         written = [line for line in range(start, end) if self.lines[line].strip()]
         few = len(written) <= _FEW
+        bare_head = is_head and len(written) <= (1 if span is self.root else _FEW)
         if is_head and span.kind == "class":
             self._blocks(end, "class", scopes)
         elif all(_CLOSING.fullmatch(self.lines[line]) for line in written):
-            if self.units:
+            if self.found:
                 self._join_previous(end, span, scopes)
-        elif not is_last and few and (is_head or self.leading >= set(written)):
-            return  # the head of a namespace, a heading over what follows: lines of the next unit
+        elif not is_last and (bare_head or (few and self._leads(written))):
+            return  # the head of a namespace, an `if` or a heading over what follows: lines of the next unit
         elif few and not is_head and span.kind == "class":
             self._join_previous(end, span, scopes)
         else:
             self._blocks(end, "block", scopes)
 
+    def _leads(self, written: Sequence[int]) -> bool:
+        return self.leading >= set(written) or _OPENING.fullmatch(self.lines[written[-1]]) is not None
+
     def _join_previous(self, end: int, span: _Span, scopes: tuple[_Span, ...]) -> None:
         if self._done < end:
-            if self.units:
-                self.units[-1] = replace(self.units[-1], end=end)
+            if self.found:
+                self.found[-1] = replace(self.found[-1], end=end)
             else:
                 self._blocks(end, "class" if span.kind == "class" else "block", scopes)
 
     @property
     def _done(self) -> int:
-        return self.units[-1].end if self.units else 0
+        return self.found[-1].end if self.found else 0
 
     def _blocks(self, end: int, kind: str, scopes: tuple[_Span, ...]) -> None:
         context = _context(scopes[:-1] if kind == "class" else scopes)
         for start, stop in list(pieces(self.lines, self._done, end)):
-            self.units.append(Unit(start, stop, kind, _qualified(scopes), context))
+            self.found.append(Unit(start, stop, kind, _qualified(scopes), context))
 
     def _function(self, span: _Span, scope: _Span, scopes: tuple[_Span, ...]) -> None:
         chars = sum(len(line) for line in self.lines[span.start : span.end])
         context = _context((*scopes, span) if chars > _LONG else scopes)
         kind = "method" if scope.kind in ("class", "impl") else span.kind
-        self.units.append(Unit(self._done, span.end, kind, _qualified((*scopes, span)), context))
+        self.found.append(Unit(self._done, span.end, kind, _qualified((*scopes, span)), context))
 
 
 def _qualified(scopes: Sequence[_Span]) -> str:

@@ -65,7 +65,8 @@ class _Section:
         self.first = self.last = line
 
     def text(self) -> str:
-        text = re.sub(r"[ \t\r\f\v\xa0]*\n[ \t\r\f\v\xa0]*", "\n", "".join(self.parts))
+        # One space before a line is what is left of the markup's indentation; several are from a <pre>.
+        text = re.sub(r"[^\S\n]*\n(?: (?=\S))?", "\n", "".join(self.parts))
         return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 

@@ -39,7 +39,7 @@ def split_text(lines: Sequence[str]) -> list[Unit]:
 
 
 def split_lines_only(lines: Sequence[str]) -> list[Unit]:
-    """Cut a text of unknown structure, a configuration or an unlisted language, into runs of lines of a readable size."""
+    """Cut a text of unknown structure, a configuration or an unlisted language, into runs of lines of readable size."""
     return [Unit(start, end, "block") for start, end in pieces(lines, 0, len(lines))]
 
 
