@@ -12,6 +12,7 @@ from mbretrieve.corpus.records import Skipped, SourceFile, WalkOptions, printabl
 from mbretrieve.errors import DataError
 
 IGNORE_FILE = ".mbretrieveignore"
+_READ_ALREADY = "symbolic link to what is read already"
 _RULES_LIMIT = 1 << 20  # an ignore file of more than this is no list of rules
 
 
@@ -128,9 +129,11 @@ class _Walk:
         self.seen: set[tuple[int, int]] = set()
         self.links: list[_Link] = []
         self.above = ""
+        self.following = False
 
     def files(self) -> Iterator[SourceFile]:
         yield from self._tree(self._start())
+        self.following = True
         followed = 0
         while followed < len(self.links):  # a folder that a link leads to may hold more links
             yield from self._follow(self.links[followed])
@@ -173,6 +176,9 @@ class _Walk:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError:
             self.skipped.add("unreadable", folder.prefix or ".")
+            return
+        if (status.st_dev, status.st_ino) in self.seen:  # two links lead here, or a mount holds itself
+            self.skipped.add(_READ_ALREADY, folder.prefix)
             return
         self.seen.add((status.st_dev, status.st_ino))
         siblings = {entry.name for entry in entries}
@@ -239,11 +245,14 @@ class _Walk:
         return leave_out.folder_reason(entry, siblings, lambda name: os.path.lexists(folder.path / entry / name))
 
     def _file(self, path: Path, name: str, status: os.stat_result) -> SourceFile | None:
-        self.seen.add((status.st_dev, status.st_ino))
-        # A pipe or a device would block the reader or never end.
-        reason = (
-            _size_reason(name, status.st_size, self.options) if stat.S_ISREG(status.st_mode) else "not a regular file"
-        )
+        identity = (status.st_dev, status.st_ino)
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block the reader or never end
+            reason: str | None = "not a regular file"
+        elif self.following and identity in self.seen:  # two names of one file that are no links are two files
+            reason = _READ_ALREADY
+        else:
+            reason = _size_reason(name, status.st_size, self.options)
+        self.seen.add(identity)
         if reason is None:
             return SourceFile(path, name, status.st_size, status.st_mtime_ns)
         self.skipped.add(reason, name)
@@ -273,7 +282,7 @@ class _Walk:
         if not target.is_relative_to(self.root):
             return "symbolic link that leaves the root"
         if (status.st_dev, status.st_ino) in self.seen:
-            return "symbolic link to what is read already"
+            return _READ_ALREADY
         if not self.options.secrets and leave_out.is_secret(target.name):
             return "key or environment file"
         if any(leave_out.is_internal(part) for part in target.relative_to(self.root).parts):
