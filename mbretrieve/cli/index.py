@@ -1,7 +1,7 @@
 """``mbretrieve index``: make indexes, and bring them up to date."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -9,7 +9,9 @@ from mbretrieve.cli.indexing import summary, update
 from mbretrieve.cli.options import ModelChoice, exclude_option, include_option, index_option, model_options
 from mbretrieve.cli.printable import printable
 from mbretrieve.cli.target import existing
-from mbretrieve.types import Kind
+
+if TYPE_CHECKING:
+    from mbretrieve.types import Kind
 
 
 @click.command("index")
@@ -29,7 +31,7 @@ def command(
     paths: tuple[Path, ...],
     index: Path | None,
     model: str | None,
-    kind: Kind | None,
+    kind: "Kind | None",
     device: str | None,
     dtype: str | None,
     include: tuple[str, ...],

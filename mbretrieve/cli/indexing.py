@@ -51,14 +51,21 @@ def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: 
                 return sync_with_bars(retriever, roots, options, found)
         model = choice.load(retriever.identity)
         held = retriever.identity
+        in_folders = sum(len(retriever.index.source_ids(name)) for name in retriever.index.sources())
+        others = retriever.status()["documents"] - in_folders
     try:
         retriever = Retriever.open(index, model)
     except ModelError:
-        say(
-            f"{index} holds vectors of {held.name} ({held.kind}): indexing again with {model.identity.name}"
-            f" ({model.identity.kind})"
+        if others:
+            raise ModelError(
+                f"{index} also holds {others:,} documents that are in no folder: only who added them can index them "
+                f"again with {model.identity.name}; name another place with --index"
+            ) from None
+        said = (
+            f"{index} holds vectors of {held.name} ({held.kind}): indexing again with {model.identity.name} "
+            f"({model.identity.kind})"
         )
-        return _make_again(index, list({*covered.values(), *roots}), options, model)
+        return _make_again(index, [*dict.fromkeys([*covered.values(), *roots])], options, model, said)
     with retriever:
         return sync_with_bars(retriever, roots, options, found)
 
@@ -115,13 +122,16 @@ def _make_parents(index: Path) -> None:
         ) from error
 
 
-def _make_again(index: Path, roots: Sequence[Path], options: "WalkOptions", model: "Encoder") -> "SyncReport":
+def _make_again(
+    index: Path, roots: Sequence[Path], options: "WalkOptions", model: "Encoder", said: str
+) -> "SyncReport":
     """Build beside the old index and change places at the end: until then the old one answers, a kill loses nothing."""
     from mbretrieve.index.lock import writer_lock
     from mbretrieve.retriever import Retriever
 
     beside = _beside(index, "new")
     with writer_lock(index):  # nobody may add to what is about to go
+        say(said)
         with _resume(beside, model) or Retriever.create(beside, model) as retriever:
             report = sync_with_bars(retriever, roots, options)
         index.rename(_beside(index, "old"))

@@ -4,16 +4,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mbretrieve.types import Hit
-
 if TYPE_CHECKING:
     from mbretrieve.retriever import Retriever
+    from mbretrieve.types import Hit
 
 MARKED = 3
 
 
 def best_lines(
-    retriever: "Retriever", query: str, hits: Sequence[Hit], pattern: re.Pattern[str] | None, by_words: bool
+    retriever: "Retriever", query: str, hits: "Sequence[Hit]", pattern: re.Pattern[str] | None, by_words: bool
 ) -> list[set[int]]:
     """Return for each hit the lines of its text, from 0, that match best: by the model, or by words alone where it was
     not asked; and those where the regular expression is found."""

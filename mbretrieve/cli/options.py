@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mbretrieve.types import Kind
-
 if TYPE_CHECKING:
-    from mbretrieve.types import Encoder, ModelIdentity
+    from mbretrieve.types import Encoder, Kind, ModelIdentity
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,7 +30,7 @@ class ModelChoice:
     """The model as named on the command line; what is None is the index's, or the bundled model's."""
 
     name: str | None
-    kind: Kind | None
+    kind: "Kind | None"
     device: str | None
     dtype: str | None
 
@@ -49,9 +47,12 @@ class ModelChoice:
         from mbretrieve.models import load_encoder
 
         kind = self.kind or (held.kind if held else "colbert")
-        if self.name is None and held is not None:
-            return load_encoder(kind, held.name, revision=held.revision, **self.loading)
-        return load_encoder(kind, self.name, **self.loading)
+        if self.name is not None or held is None:
+            return load_encoder(kind, self.name, **self.loading)
+        shape: dict[str, Any] = {}
+        if kind == held.kind:
+            shape = {"dim": held.dim, "query_length": held.query_length, "document_length": held.document_length}
+        return load_encoder(kind, held.name, revision=held.revision, **shape, **self.loading)
 
 
 def model_options(command: Command) -> Command:

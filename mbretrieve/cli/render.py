@@ -10,18 +10,19 @@ import click
 
 from mbretrieve.cli.printable import printable
 from mbretrieve.cli.snippet import Line, lines_of, snippet
-from mbretrieve.types import Hit
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from mbretrieve.types import Hit
+
 COLOURED = 100_000
 """Characters of a unit that are parsed for colours; longer text is shown without."""
 
-PathOf = Callable[[Hit], str | None]
+PathOf = Callable[["Hit"], str | None]
 
 
-def print_json(hits: Sequence[Hit], path_of: PathOf) -> None:
+def print_json(hits: "Sequence[Hit]", path_of: PathOf) -> None:
     """Print the documented list: ASCII only, so that it is valid in every encoding and harmless on a terminal."""
     records = [
         {
@@ -38,20 +39,20 @@ def print_json(hits: Sequence[Hit], path_of: PathOf) -> None:
     click.echo(json.dumps(records, indent=2))
 
 
-def print_paths(hits: Sequence[Hit], path_of: PathOf) -> None:
+def print_paths(hits: "Sequence[Hit]", path_of: PathOf) -> None:
     """Print each file once, in the order of its best hit."""
     for path in dict.fromkeys(path_of(hit) or hit.id for hit in hits):
         click.echo(printable(path))
 
 
-def print_hits(hits: Sequence[Hit], best: Sequence[Collection[int]], context: int | None, path_of: PathOf) -> None:
+def print_hits(hits: "Sequence[Hit]", best: Sequence[Collection[int]], context: int | None, path_of: PathOf) -> None:
     """Print path, lines, score and unit of each hit, then its lines: the best are marked with ``>``."""
     show = _coloured if sys.stdout.isatty() else _plain
     pairs = zip(hits, best, strict=True)
     show([(hit, _title(hit, path_of(hit)), snippet(hit, lines, context)) for hit, lines in pairs])
 
 
-def _title(hit: Hit, path: str | None) -> tuple[str, str]:
+def _title(hit: "Hit", path: str | None) -> tuple[str, str]:
     start, end = hit.metadata.get("start_line"), hit.metadata.get("end_line")
     where = printable(hit.id if path is None else path)
     if start is not None:
@@ -60,7 +61,7 @@ def _title(hit: Hit, path: str | None) -> tuple[str, str]:
     return where, f"{hit.score:.3f}  {printable(unit)}".rstrip()
 
 
-Shown = Sequence[tuple[Hit, tuple[str, str], list[list[Line]]]]
+Shown = Sequence[tuple["Hit", tuple[str, str], list[list[Line]]]]
 
 
 def _plain(shown: Shown) -> None:
@@ -95,7 +96,7 @@ def _coloured(shown: Shown) -> None:
                 console.print(Text.assemble((_gutter(line), "bold green" if line.best else "dim"), text))
 
 
-def _syntax(hit: Hit) -> "list[Text] | None":
+def _syntax(hit: "Hit") -> "list[Text] | None":
     """Colour a unit's lines by the language of its file; None where it is too long."""
     from rich.syntax import Syntax
 

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbretrieve.types import Hit
-
 if TYPE_CHECKING:
     from mbretrieve.index import DenseIndex, MultiVectorIndex
+    from mbretrieve.types import Hit
 
 
 def locate(name: str, roots: Mapping[str, Path]) -> tuple[Path, str] | None:
@@ -20,13 +19,13 @@ def locate(name: str, roots: Mapping[str, Path]) -> tuple[Path, str] | None:
     return None
 
 
-def path_of(index: "MultiVectorIndex | DenseIndex") -> Callable[[Hit], str | None]:
+def path_of(index: "MultiVectorIndex | DenseIndex") -> "Callable[[Hit], str | None]":
     """Return what gives a hit's path: relative to the current folder where it lies in it, else absolute."""
     from mbretrieve.folder import roots_of
 
     roots, here = roots_of(index), Path.cwd()
 
-    def path(hit: Hit) -> str | None:
+    def path(hit: "Hit") -> str | None:
         name = hit.metadata.get("path")
         if not isinstance(name, str):
             return None

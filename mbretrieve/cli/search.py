@@ -24,10 +24,10 @@ from mbretrieve.cli.scope import ids_of_files, path_of
 from mbretrieve.cli.target import Target, find, no_index
 from mbretrieve.cli.where import parse_where
 from mbretrieve.errors import DataError, ModelError
-from mbretrieve.types import Kind
 
 if TYPE_CHECKING:
     from mbretrieve.retriever import Retriever
+    from mbretrieve.types import Kind
 
 Mode = Literal["hybrid", "semantic", "lexical"]
 
@@ -67,7 +67,7 @@ def command(
     exclude: tuple[str, ...],
     regex: str | None,
     model: str | None,
-    kind: Kind | None,
+    kind: "Kind | None",
     device: str | None,
     dtype: str | None,
     no_refresh: bool,
@@ -149,17 +149,17 @@ def _open(target: Target, choice: ModelChoice, yes: bool) -> "Retriever":
 
     retriever = Retriever.open(target.index, **choice.loading)
     held = retriever.identity
-    if choice.kind in (None, held.kind):
-        if choice.name in (None, held.name):
-            return retriever
-        model = choice.load(held)
-        with suppress(ModelError):
-            return Retriever.open(target.index, model)
+    if choice.kind in (None, held.kind) and choice.name in (None, held.name):
+        return retriever
     retriever.close()
+    if choice.kind in (None, held.kind):
+        model = choice.load(held)
+        with suppress(ModelError):  # the same model may go by another name
+            return Retriever.open(target.index, model)
     if not yes:
         raise ModelError(
             f"{target.index} holds vectors of {held.name} ({held.kind}): search without --model and --kind, "
-            f"or add --yes to index again with what they name"
+            "or add --yes to index again with what they name"
         )
     _make(target.index, (), choice)
     return Retriever.open(target.index, **choice.loading)

@@ -2,9 +2,12 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mbretrieve.cli.printable import printable
-from mbretrieve.types import Hit
+
+if TYPE_CHECKING:
+    from mbretrieve.types import Hit
 
 WHOLE_UNIT = 20
 """A unit of at most so many lines is shown whole unless ``-n`` says otherwise."""
@@ -46,22 +49,24 @@ def runs(count: int, best: Collection[int], context: int | None) -> list[range]:
     return found
 
 
-def lines_of(hit: Hit) -> list[str]:
+def lines_of(hit: "Hit") -> list[str]:
     """Split a hit's text at its line feeds; what a terminal must not get is spelled out, a CRLF's return dropped."""
     return [printable(line.removesuffix("\r")).expandtabs(TAB) for line in hit.text.removesuffix("\n").split("\n")]
 
 
-def snippet(hit: Hit, best: Collection[int], context: int | None) -> list[list[Line]]:
+def snippet(hit: "Hit", best: Collection[int], context: int | None) -> list[list[Line]]:
     """Cut the lines to show out of a hit, run by run."""
     texts = lines_of(hit)
     first = first_line(hit, texts)
+    while len(texts) > 1 and not texts[-1].strip():  # the lines between two units belong to the first
+        texts.pop()
     return [
         [Line(i, None if first is None else first + i, shorten(texts[i]), i in best) for i in run]
         for run in runs(len(texts), best, context)
     ]
 
 
-def first_line(hit: Hit, texts: Sequence[str]) -> int | None:
+def first_line(hit: "Hit", texts: Sequence[str]) -> int | None:
     """Return the number of the hit's first line, or None where its text is not lines of the file (PDF, HTML, JSON)."""
     start, end = hit.metadata.get("start_line"), hit.metadata.get("end_line")
     if isinstance(start, int) and isinstance(end, int) and end - start + 1 == len(texts):

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mbretrieve.errors import DataError
-from mbretrieve.types import MetadataValue
+
+if TYPE_CHECKING:
+    from mbretrieve.types import MetadataValue
 
 # The longest operator first: ">=" is not ">" followed by "=...".
 OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt", "=": ""}
@@ -40,7 +42,7 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
     return where
 
 
-def _parse_condition(condition: str) -> tuple[str, str, list[MetadataValue]]:
+def _parse_condition(condition: str) -> "tuple[str, str, list[MetadataValue]]":
     match = _CONDITION.fullmatch(condition.strip())
     values = _split(match[3]) if match else None
     if match is None or values is None:
@@ -51,7 +53,7 @@ def _parse_condition(condition: str) -> tuple[str, str, list[MetadataValue]]:
     return match[1], OPERATORS[match[2]], values
 
 
-def _split(text: str) -> list[MetadataValue] | None:
+def _split(text: str) -> "list[MetadataValue] | None":
     """Cut ``a,"b,c",3`` at its commas, or return None if the quotes do not pair or a value is missing."""
     values: list[MetadataValue] = []
     at = 0
@@ -68,7 +70,7 @@ def _split(text: str) -> list[MetadataValue] | None:
             return values
 
 
-def _typed(text: str) -> MetadataValue:
+def _typed(text: str) -> "MetadataValue":
     if _INTEGER.fullmatch(text):
         return int(text)
     if _NUMBER.fullmatch(text):

@@ -1,5 +1,6 @@
 """The real command line on the bundled model: in this process where possible, so that torch is imported once."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,15 @@ from mbretrieve.cli import main
 FILES = {
     "app/config.py": '''"""Settings of the application."""
 
-DEFAULTS = {"port": 8080}
+DEFAULTS = {
+    "host": "localhost",
+    "port": 8080,
+    "retries": 3,
+    "timeout": 30.0,
+    "verbose": False,
+    "colour": "auto",
+    "theme": "dark",
+}
 
 
 def read_config(path):
@@ -72,17 +81,37 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small repository, and the current folder."""
-    root = tmp_path / "repo"
+class Pristine(NamedTuple):
+    """The small repository as every test finds it, and the cache folder with its index; made once."""
+
+    place: Path
+    repo: Path
+    cache: Path
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Pristine:
+    base = tmp_path_factory.mktemp("pristine")
+    made = Pristine(base / "work" / "repo", base / "repo", base / "cache")
     for name, text in FILES.items():
-        path = root / name
+        path = made.repo / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (root / ".git").mkdir()
-    monkeypatch.chdir(root)
-    return root
+    (made.repo / ".git").mkdir()
+    shutil.copytree(made.repo, made.place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MBRETRIEVE_CACHE", str(made.cache))
+        assert main(["index", str(made.place)]) == 0
+    return made
+
+
+@pytest.fixture
+def repo(pristine: Pristine, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository, and the current folder. Always in the same place, which an index remembers."""
+    shutil.rmtree(pristine.place)
+    shutil.copytree(pristine.repo, pristine.place)
+    monkeypatch.chdir(pristine.place)
+    return pristine.place
 
 
 @pytest.fixture
@@ -97,10 +126,9 @@ def mbretrieve(capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def indexed(repo: Path, mbretrieve: Command) -> Path:
+def indexed(repo: Path, cache: Path, pristine: Pristine) -> Path:
     """The small repository, indexed."""
-    result = mbretrieve("index", repo)
-    assert result.status == 0, result.err
+    shutil.copytree(pristine.cache, cache)
     return repo
 
 

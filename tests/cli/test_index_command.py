@@ -2,10 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+import mbretrieve as package
 from tests.cli.conftest import Command, one_line
 
 
@@ -68,7 +72,7 @@ def test_what_is_gone_is_dropped(indexed: Path, mbretrieve: Command) -> None:
 def test_what_is_left_out_is_counted_and_named(repo: Path, mbretrieve: Command) -> None:
     (repo / "image.dat").write_bytes(b"\x00\x01\x02" * 1000)
     result = mbretrieve("index", repo)
-    assert "left out: 1 binary" in result.out
+    assert "left out: 1 hidden, 1 ignored by git, 1 binary" in result.out
     assert "image.dat" not in result.out
     assert "image.dat" in mbretrieve("index", repo, "--show-skipped").out
 
@@ -93,7 +97,7 @@ def test_several_paths_go_into_one_named_index(repo: Path, cache: Path, tmp_path
     )
     third = repo / "more"
     third.mkdir()
-    (third / "sea.md").write_text("# Ships\n\nSail across the sea.\n")
+    (third / "sea.md").write_text("# Ships\n\nBoats sail across the ocean.\n")
     assert "1 new, 0 changed, 0 gone, 3 unchanged" in mbretrieve("index", third, "--index", index).out
     assert mbretrieve("search", "boats on the ocean", "--index", index, "-l").out.startswith("more/sea.md\n")
 
@@ -119,13 +123,18 @@ def cache_name(cache: Path) -> str:
 
 
 def test_another_model_indexes_again_and_says_so(indexed: Path, tmp_path: Path, mbretrieve: Command) -> None:
-    from mbretrieve.models.colbert import ColBERT
-
-    ColBERT.from_pretrained(dim=64).save_pretrained(tmp_path / "small")
-    result = mbretrieve("index", indexed, "--model", tmp_path / "small")
+    model = tmp_path / "model"
+    shutil.copytree(Path(package.__file__).parent / "assets/mini-v0", model)
+    assert encoded(mbretrieve("index", indexed, "--model", model).out) == 0, "the same weights under another name"
+    head = load_file(model / "1_Dense/model.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(weight[::-1]) for name, weight in head.items()}, model / "1_Dense/model.safetensors"
+    )
+    result = mbretrieve("index", indexed, "--model", model)
     assert result.status == 0
     assert "indexing again" in result.err
-    assert "small" in mbretrieve("status").out
+    assert "3 new" in result.out
+    assert str(model) in mbretrieve("status").out
     assert mbretrieve("search", "read the configuration file", "-k", 1, "-l").out == "app/config.py\n"
 
 
