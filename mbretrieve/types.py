@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 MetadataValue = str | int | float | bool
 Metadata = Mapping[str, MetadataValue]
 Where = Mapping[str, Any]
-"""A metadata filter: ``{"lang": "en"}``, ``{"lang": ["en", "fr"]}``, ``{"year": {"gte": 2000, "lt": 2010}}``; keys are joined by and."""
+"""A metadata filter: ``{"lang": "en"}``, ``{"lang": ["en", "fr"]}``, ``{"year": {"gte": 2000, "lt": 2010}}``; a
+document passes if every key says so."""
 
 Run = dict[str, dict[str, float]]
 """What a search gave: query id -> document id -> score."""
@@ -73,13 +74,16 @@ class Encoder(Protocol):
         """How many tokens of its own a document can have beside the markers and special tokens put around it."""
 
     def token_offsets(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Tokenize without special tokens and without a limit: for each text its tokens' (tokens, 2) character ranges."""
+        """Tokenize without special tokens and without a limit: each text's tokens' (tokens, 2) character ranges."""
 
     def encode_queries(self, texts: Sequence[str]) -> Any:
         """Encode queries: a list of (tokens_i, dim) float32 arrays (ColBERT), or one (n, dim) array (dense)."""
 
     def encode_documents(self, texts: Sequence[str]) -> Any:
         """Encode documents: a list of (tokens_i, dim) float32 arrays (ColBERT), or one (n, dim) array (dense)."""
+
+    def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
+        """Score each line of each text (parted at ``\\n``) by what it has to do with the query, for marking lines."""
 
 
 @runtime_checkable

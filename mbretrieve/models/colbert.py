@@ -58,6 +58,25 @@ class ColBERT(TextEncoder):
         ids, spans = self.documents.spans(text)
         return spans[self.documents.with_row(ids)]
 
+    def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
+        """Score each line of each text by its share in the match: one (lines,) float32 array a text, none below 0.
+
+        Each query token gives its similarity to the line that holds the token nearest to it.
+        """
+        [question] = self.encode_queries([query])
+        scores = []
+        for text, rows in zip(texts, self.encode_documents(texts), strict=True):
+            spans = self.token_spans(text)
+            real = np.flatnonzero(spans[:, 1] > spans[:, 0])  # not the markers
+            of_lines = np.zeros(text.count("\n") + 1, dtype=np.float32)
+            if len(real):
+                breaks = np.array([at for at, character in enumerate(text) if character == "\n"], dtype=np.int64)
+                similarities = question @ rows[real].T  # (query tokens, tokens)
+                nearest = spans[real[similarities.argmax(axis=1)], 0]
+                np.add.at(of_lines, np.searchsorted(breaks, nearest), similarities.max(axis=1).clip(min=0))
+            scores.append(of_lines)
+        return scores
+
     def project(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
         """Run prepared texts through backbone and projection, packed: (T, width), neither truncated nor scaled."""
         rows: Tensor = self.projection(self.hidden_states(batch, frame))

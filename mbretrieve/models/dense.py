@@ -36,6 +36,19 @@ class DenseEncoder(TextEncoder):
         """Encode documents: (n, dim) float32; a text beyond ``document_length`` tokens is cut there."""
         return self._encode(texts, self.documents, batch_tokens, progress)
 
+    def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
+        """Score each line of each text, encoded alone, by how much nearer to the query it is than the text's lines are
+        on average: one (lines,) float32 array a text, none below 0, 0 for a blank line."""
+        [question] = self.encode_queries([query])
+        lines = [text.split("\n") for text in texts]
+        similarities = self.encode_documents([line for of_text in lines for line in of_text]) @ question
+        scores = []
+        for of_text, found in zip(lines, np.split(similarities, np.cumsum([len(x) for x in lines])[:-1]), strict=True):
+            blank = np.array([not line.strip() for line in of_text])
+            mean = found[~blank].mean() if len(found[~blank]) > 1 else np.float32(0)
+            scores.append(np.where(blank, np.float32(0), (found - mean).clip(min=0)))
+        return scores
+
     def pool(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
         """Run prepared texts through backbone, pooling and projection: (B, width), neither truncated nor scaled."""
         settings = self._checkpoint.settings

@@ -161,6 +161,10 @@ class TextEncoder(ABC):
         """Encode documents."""
 
     @abstractmethod
+    def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
+        """Score each line of each text (parted at ``\\n``) by what it has to do with the query."""
+
+    @abstractmethod
     def _score(self, query: FloatArray, documents: Any) -> Tensor:
         """Score one encoded query against encoded documents: (D,) float32."""
 

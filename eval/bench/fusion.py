@@ -1,0 +1,107 @@
+"""Choose how meaning and words are joined: nDCG@10 of every candidate fusion on dev queries, then on test queries.
+
+``python eval/bench/fusion.py --data-dir FOLDER_OF_BEIR_SETS --json OUT``. The choice looks at the CHOOSE splits alone.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import mbretrieve
+from mbretrieve import ColBERT, DenseEncoder, Document, Retriever
+from mbretrieve.index import fusion
+
+CHOOSE = {"cosqa": "dev", "csn-python-mini": "train", "scifact": "train"}
+REPORT = {"cosqa": "test", "csn-python-mini": "test", "scifact": "test", "nl2bash": "test", "csn-cloze": "test"}
+WEIGHTS = [0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0]
+MOST_QUERIES = 1000
+DEPTH = 200
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def judgements(path: Path) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = defaultdict(dict)
+    with path.open(encoding="utf-8") as lines:
+        for query, document, relevance in list(csv.reader(lines, delimiter="\t"))[1:]:
+            qrels[query][document] = int(float(relevance))
+    return dict(qrels)
+
+
+def ndcg(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]) -> float:
+    from mbretrieve.evaluation.metrics import evaluate
+
+    return float(evaluate(qrels, run, ["ndcg@10"])["ndcg@10"])
+
+
+def pools(retriever: Retriever, queries: dict[str, str]) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Return for each query the scores by meaning and by words of the candidates of both."""
+    ids = list(queries)
+    candidates = retriever.candidates([queries[i] for i in ids], DEPTH)
+    return dict(zip(ids, candidates, strict=True))
+
+
+def joined(pool: dict, how: str, weight: float) -> dict[str, dict[str, float]]:
+    if how == "sum":
+        return {query: fusion.weighted_sum(*scores, weight) for query, scores in pool.items()}
+    return {query: fusion.reciprocal_rank_fusion(scores, weights=(1.0, weight)) for query, scores in pool.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--kind", choices=["colbert", "dense"], default="colbert")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    kind = ColBERT if arguments.kind == "colbert" else DenseEncoder
+    model = kind.from_pretrained()
+    scores: dict[str, dict[str, dict[str, float]]] = {"choose": {}, "report": {}}
+    for name in sorted({*CHOOSE, *REPORT}):
+        folder = arguments.data_dir / name
+        queries = {row["_id"]: row["text"] for row in rows(folder / "queries.jsonl")}
+        with tempfile.TemporaryDirectory() as place, Retriever.create(f"{place}/index", model) as retriever:
+            retriever.add(
+                Document(row["_id"], row["text"], context=row.get("title", "")) for row in rows(folder / "corpus.jsonl")
+            )
+            for use, split in (("choose", CHOOSE.get(name)), ("report", REPORT.get(name))):
+                if split is None:
+                    continue
+                qrels = judgements(folder / "qrels" / f"{split}.tsv")
+                rng = np.random.default_rng(0)
+                kept = sorted(qrels)
+                kept = sorted(rng.choice(kept, min(len(kept), MOST_QUERIES), replace=False).tolist())
+                qrels = {query: qrels[query] for query in kept}
+                pool = pools(retriever, {query: queries[query] for query in kept})
+                table = {f"{how} {w}": ndcg(joined(pool, how, w), qrels) for how in ("sum", "rrf") for w in WEIGHTS}
+                table["lexical"] = ndcg({query: words for query, (_, words) in pool.items()}, qrels)
+                scores[use][f"{name}/{split}"] = table
+                print(f"{name}/{split} ({len(kept)} queries)", {k: round(v, 4) for k, v in table.items()}, flush=True)
+    means = {how: float(np.mean([table[how] for table in scores["choose"].values()])) for how in table}
+    best = max(means, key=lambda how: means[how])
+    print("\nmean over the choosing splits:", {how: round(value, 4) for how, value in means.items()})
+    print("chosen:", best, {name: round(table[best], 4) for name, table in scores["report"].items()})
+    if arguments.json:
+        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+        result = {
+            "command": " ".join(["python", *sys.argv[:1], "--kind", arguments.kind]),
+            "versions": {"mbretrieve": mbretrieve.__version__, "torch": torch.__version__},
+            "machine": machine,
+            "ndcg@10": scores,
+            "mean_choose": means,
+            "chosen": best,
+        }
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

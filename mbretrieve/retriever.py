@@ -1,0 +1,429 @@
+"""The marriage of a model and an index: documents go in as text, hits come out.
+
+Vectors are made in ``models``, kept and compared in ``index``; here long documents are cut into windows, unchanged text
+is recognised, and the two rankings, by meaning and by words, are joined.
+"""
+
+import re
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from mbretrieve.errors import DataError, ModelError
+from mbretrieve.index import DenseIndex, Entry, Match, MultiVectorIndex, create_index, fusion, open_index
+from mbretrieve.index.store import Writer
+from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where
+
+Mode = Literal["hybrid", "semantic", "lexical"]
+
+BATCH_TOKENS = 1 << 17  # encoded at a time: 64 MiB of float32 vectors at 128 dimensions
+BATCH_DOCUMENTS = 4096
+COMMIT_TOKENS = 1 << 20  # at most so much work, or so long, is lost when a run is killed
+COMMIT_SECONDS = 20.0
+OVERLAP = 8  # neighbouring windows share an eighth of their length, so that no sentence is only ever seen cut
+CONTEXT_SHARE = 4  # a context may take a quarter of each window
+JOINT = 2  # tokens kept free in a window: text cut out of its surroundings may tokenize a little longer
+LEXICAL_WEIGHT = 0.1  # see README, "How the ranking was chosen"
+DEPTH = 200  # candidates that each ranking gives to fusion, at least
+MARKED_LINES = 3
+MARKED_SHARE = 0.5  # a line is marked if it has at least this share of the best line's score
+
+
+@dataclass(slots=True)
+class AddReport:
+    """What an ``add`` did, in documents: ``encoded`` are those whose vectors had to be computed, ``reused`` those whose
+    text was already there under another id or with other metadata; ``tokens`` counts the token vectors written."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    reused: int = 0
+    encoded: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    documents: list[tuple[Document, str | None]] = field(default_factory=list)
+    finished: list[tuple[str, dict[str, Any], set[str] | None]] = field(default_factory=list)
+    characters: int = 0
+
+    @property
+    def full(self) -> bool:
+        # Two characters a token is fewer than any natural text or code has: the bound holds before tokenizing.
+        return len(self.documents) >= BATCH_DOCUMENTS or self.characters >= 2 * BATCH_TOKENS
+
+
+def content_hash(document: Document) -> str:
+    """Hash what is encoded of a document: two documents of one hash have the same vectors under one model."""
+    digest = blake2b(digest_size=16)
+    for part in (document.context, document.text):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def passage(context: str, text: str) -> str:
+    """Join a context and a text into what the model reads."""
+    return f"{context}\n{text}" if context else text
+
+
+def cut(offsets: np.ndarray, start: int, end: int, room: int) -> list[tuple[int, int]]:
+    """Cut the text at characters ``start`` to ``end`` into overlapping windows of at most ``room`` tokens.
+
+    offsets: (tokens, 2) character ranges of the text's tokens. The windows are evenly spread, so that the last one is
+    as long as the others; together they cover every character. Returns (start, end) character ranges.
+    """
+    count = len(offsets)
+    if count <= room:
+        return [(start, end)]
+    step = room - room // OVERLAP
+    windows = -(-(count - room) // step) + 1
+    firsts = [round(i * (count - room) / (windows - 1)) for i in range(windows)]
+    starts = [start, *(int(offsets[first, 0]) for first in firsts[1:])]
+    ends = [*(int(offsets[first + room - 1, 1]) for first in firsts[:-1]), end]
+    return list(zip(starts, ends, strict=True))
+
+
+def _by_id(matches: Iterable[Match]) -> dict[str, Match]:
+    return {match.id: match for match in matches}
+
+
+class Session:
+    """One writer's work on an index: documents are gathered into batches, encoded, and committed as it goes.
+
+    Nothing that was committed is lost when the process dies; what was not is found missing, and done, by the next run.
+    """
+
+    def __init__(self, retriever: "Retriever", writer: Writer, progress: Progress | None) -> None:
+        self._retriever, self._writer, self._progress = retriever, writer, progress
+        self._batch = _Batch()
+        self._seen: set[str] = set()
+        self._uncommitted_tokens = 0
+        self._committed_at = time.monotonic()
+        self.report = AddReport()
+        self.removed = 0
+
+    def add(self, document: Document, source: str | None = None) -> None:
+        """Add a document, or put it in the place of the one with its id."""
+        if document.id in self._seen:
+            raise DataError(f"document id {document.id!r} came twice; ids name one document: make them unique")
+        self._seen.add(document.id)
+        self._batch.documents.append((document, source))
+        self._batch.characters += len(document.text) + len(document.context)
+        if self._batch.full:
+            self.flush()
+
+    def set_settings(self, settings: dict[str, Any]) -> None:
+        """Keep named JSON values in the index's catalogue."""
+        self._writer.set_settings(settings)
+
+    def finish_source(self, source: str, state: dict[str, Any], keep: set[str] | None) -> None:
+        """Record that a source stands at ``state``; those of its documents not in ``keep`` go (None: all stay)."""
+        self._batch.finished.append((source, state, keep))
+
+    def delete(self, ids: Collection[str]) -> None:
+        """Delete the documents with these ids."""
+        self.removed += self._writer.delete(ids)
+
+    def delete_source(self, source: str) -> None:
+        """Delete a source and its documents."""
+        self.removed += self._writer.delete_source(source)
+
+    def flush(self) -> None:
+        """Encode and write what is gathered; commit if enough has come together."""
+        batch, self._batch = self._batch, _Batch()
+        index, report = self._retriever.index, self.report
+        present = {document.id: document for document in index.documents([d.id for d, _ in batch.documents])}
+        hashes = {document.id: content_hash(document) for document, _ in batch.documents}
+        known = self._writer.known(set(hashes.values()))
+        to_encode: list[tuple[Document, str | None]] = []
+        for document, source in batch.documents:
+            if present.get(document.id) == document:
+                report.unchanged += 1
+                continue
+            if document.id in present:
+                report.updated += 1
+            else:
+                report.added += 1
+            if hashes[document.id] in known:
+                self._writer.add_same(
+                    document.id, hashes[document.id], document.text, document.context, document.metadata, source
+                )
+                report.reused += 1
+            else:
+                to_encode.append((document, source))
+        tokens = self._encode(to_encode, hashes)
+        for source_name, state, keep in batch.finished:
+            if keep is not None:
+                self.delete(index.source_ids(source_name) - keep)
+            self._writer.set_source(source_name, state)
+        if self._progress is not None:
+            self._progress.advance(len(batch.finished) or len(batch.documents), tokens=tokens)
+        self._uncommitted_tokens += tokens
+        late = time.monotonic() - self._committed_at > COMMIT_SECONDS
+        if self._uncommitted_tokens >= COMMIT_TOKENS or late:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make what was flushed so far durable, in one transaction."""
+        self._writer.commit()
+        self._retriever.index.refresh()
+        self._uncommitted_tokens = 0
+        self._committed_at = time.monotonic()
+
+    def _encode(self, documents: Sequence[tuple[Document, str | None]], hashes: dict[str, str]) -> int:
+        if not documents:
+            return 0
+        spans = self._retriever.windows([document for document, _ in documents])
+        texts = [
+            passage(context, document.text[start:end])
+            for (document, _), (context, windows) in zip(documents, spans, strict=True)
+            for start, end in windows
+        ]
+        vectors = iter(self._retriever.model.encode_documents(texts))
+        entries = []
+        for (document, source), (_, windows) in zip(documents, spans, strict=True):
+            # A dense model gives one vector a window: as an array of one row it is stored like any other.
+            rows = [np.atleast_2d(next(vectors)) for _ in windows]
+            entries.append(
+                Entry(
+                    id=document.id,
+                    vectors=rows,
+                    spans=windows,
+                    text=document.text,
+                    context=document.context,
+                    metadata=document.metadata,
+                    source=source,
+                    content_hash=hashes[document.id],
+                )
+            )
+        self._writer.add(entries)
+        tokens = sum(len(rows) for entry in entries for rows in entry.vectors)
+        self.report.encoded += len(entries)
+        self.report.tokens += tokens
+        return tokens
+
+
+class Retriever:
+    """An index and the model whose vectors it holds. Make one with ``create`` or ``open``; close it, or use ``with``.
+
+    Reading needs no lock and never changes what is read: a search is answered from the generation that was opened (or
+    last written by this retriever). ``add`` and ``delete`` take the writer's lock for as long as they run.
+    """
+
+    def __init__(self, index: MultiVectorIndex | DenseIndex, model: Encoder | None = None, **loading: Any) -> None:
+        self.index = index
+        self._model = model
+        self._loading = loading
+
+    @classmethod
+    def create(cls, path: str | Path, model: Encoder) -> Self:
+        """Make an index folder at ``path`` for ``model``'s vectors.
+
+        Raises: DataError if there is already something at ``path``.
+        """
+        identity = model.identity
+        return cls(create_index(Path(path), identity.kind, identity.dim, asdict(identity)), model)
+
+    @classmethod
+    def open(cls, path: str | Path, model: Encoder | None = None, **loading: Any) -> Self:
+        """Open an index. Its model is loaded when first needed, with ``loading`` given to ``from_pretrained``.
+
+        Raises: IndexFormatError if it is not an index; ModelError if ``model``, or the model found under the name, is
+        another one.
+        """
+        retriever = cls(open_index(Path(path)), model, **loading)
+        if model is not None:
+            retriever._check(model.identity)
+        return retriever
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the index's files."""
+        self.index.close()
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model whose vectors the index holds."""
+        return ModelIdentity(**self.index.identity)
+
+    @property
+    def model(self) -> Encoder:
+        """The model, loaded if it is not yet."""
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def _load(self) -> Encoder:
+        from mbretrieve.models import load_encoder
+
+        identity = self.identity
+        model = load_encoder(
+            identity.kind,
+            identity.name,
+            revision=identity.revision,
+            dim=identity.dim,
+            query_length=identity.query_length,
+            document_length=identity.document_length,
+            **self._loading,
+        )
+        self._check(model.identity)
+        return model
+
+    def _check(self, found: ModelIdentity) -> None:
+        expected = self.identity
+        for name in ("kind", "dim", "document_length", "content_hash"):
+            came, wanted = getattr(found, name), getattr(expected, name)
+            if came != wanted:
+                raise ModelError(
+                    f"the index holds vectors of {expected.name} with {name} {wanted}, but the model {found.name} "
+                    f"has {came}: open it with the model it was made with, or index again"
+                )
+
+    def windows(self, documents: Sequence[Document]) -> list[tuple[str, list[tuple[int, int]]]]:
+        """Return for each document the context put before each of its windows, and the windows' character ranges."""
+        capacity = self.model.document_capacity
+        joined = self.model.token_offsets([passage(document.context, document.text) for document in documents])
+        result: list[tuple[str, list[tuple[int, int]]]] = []
+        for document, offsets in zip(documents, joined, strict=True):
+            if len(offsets) <= capacity:
+                result.append((document.context, [(0, len(document.text))]))
+                continue
+            shift = len(document.context) + 1 if document.context else 0
+            own = int(np.searchsorted(offsets[:, 0], shift))  # the context's tokens, then the text's
+            context_room = min(own, capacity // CONTEXT_SHARE)
+            context = document.context[: int(offsets[context_room - 1, 1])] if context_room else ""
+            room = max(1, capacity - context_room - JOINT)
+            result.append((context, cut(offsets[own:] - shift, 0, len(document.text), room)))
+        return result
+
+    def add(self, documents: Iterable[Document], *, progress: Progress | None = None) -> AddReport:
+        """Add documents, or put them in the place of those with their ids; read as a stream, committed as it goes.
+
+        A document equal to the one stored is left alone; one whose text and context are already in the index is not
+        encoded again.
+        Raises: DataError for an id that comes twice or metadata that is not a string, number or boolean;
+        IndexBusyError if another process writes, or the disk cannot be written.
+        """
+        with self.writing(progress) as session:
+            for document in documents:
+                session.add(document)
+        return session.report
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete documents by id; returns how many there were."""
+        with self.writing() as session:
+            session.delete(set(ids))
+        return session.removed
+
+    @contextmanager
+    def writing(self, progress: Progress | None = None) -> Iterator[Session]:
+        """Hold the writer's lock for a session, which is flushed and committed at the end, unless an error ended it."""
+        with self.index.writer() as writer:
+            self.index.refresh()
+            session = Session(self, writer, progress)
+            yield session
+            session.flush()
+            session.commit()
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        ids: Collection[str] | None = None,
+        mode: Mode = "hybrid",
+        lexical_weight: float = LEXICAL_WEIGHT,
+    ) -> list[list[Hit]]:
+        """Return for each query its best ``k`` documents (all, if there are fewer), best first.
+
+        where: metadata filter, see ``types.Where``; ids: rank only these documents; both act before ranking. mode: by
+        meaning (``semantic``), by words (``lexical``), or both (``hybrid``: a weighted sum of scores, each divided by
+        the query's best).
+        Raises: ValueError for k < 1 or an unknown mode; DataError for a filter that does not parse or an empty query.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; at least 1 was expected")
+        for query in queries:
+            if not query.strip():
+                raise DataError("the query is empty: give it at least one word")
+        if mode == "lexical":
+            found = self.index.lexical(queries, k, where=where, ids=ids)
+        elif mode == "semantic":
+            found = self.index.search(self.model.encode_queries(queries), k, where=where, ids=ids)
+        elif mode == "hybrid":
+            found = []
+            for semantic, lexical in self.candidates(queries, max(DEPTH, 2 * k), where=where, ids=ids):
+                words = {id: match.score for id, match in lexical.items()}
+                meaning = {id: match.score for id, match in semantic.items()}
+                scores = fusion.weighted_sum(meaning, words, lexical_weight)
+                best = sorted(scores, key=lambda id: (-scores[id], id))[:k]
+                found.append([semantic[id]._replace(score=scores[id]) for id in best])
+        else:
+            raise ValueError(f"mode is {mode!r}; 'hybrid', 'semantic' or 'lexical' was expected")
+        return self._hits(found)
+
+    def candidates(
+        self, queries: Sequence[str], depth: int, *, where: Where | None = None, ids: Collection[str] | None = None
+    ) -> list[tuple[dict[str, Match], dict[str, Match]]]:
+        """Return for each query what hybrid search joins, by document id: matches by meaning, and by words.
+
+        The best ``depth`` of each ranking; those found by words alone are scored by meaning too, so that none is
+        thought worthless only because it was not fetched.
+        """
+        vectors = self.model.encode_queries(queries)
+        semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids)]
+        lexical = [_by_id(found) for found in self.index.lexical(queries, depth, where=where, ids=ids)]
+        missing = [words.keys() - meaning.keys() for meaning, words in zip(semantic, lexical, strict=True)]
+        for meaning, found in zip(semantic, self.index.score(vectors, missing), strict=True):
+            meaning |= _by_id(found)
+        return list(zip(semantic, lexical, strict=True))
+
+    def _hits(self, found: Sequence[Sequence[Match]]) -> list[list[Hit]]:
+        documents = {d.id: d for d in self.index.documents({match.id for matches in found for match in matches})}
+        return [
+            [
+                Hit(match.id, match.score, documents[match.id].text, documents[match.id].metadata, match.span)
+                for match in matches
+            ]
+            for matches in found
+        ]
+
+    def matching(self, pattern: re.Pattern[str], where: Where | None = None) -> set[str]:
+        """Return the ids of the documents in whose text the pattern is found."""
+        return {document.id for document in self.index.scan(where=where) if pattern.search(document.text)}
+
+    def highlight(self, query: str, hits: Sequence[Hit]) -> list[list[int]]:
+        """Return for each hit the lines of its text that match the query best: up to three numbers from 0, rising."""
+        windows = [hit.text[slice(*hit.span)] for hit in hits]
+        marked = []
+        for hit, scores in zip(hits, self.model.line_scores(query, windows), strict=True):
+            first = hit.text.count("\n", 0, hit.span[0])
+            best = np.argsort(-scores, kind="stable")[:MARKED_LINES].tolist()
+            marked.append(sorted(first + line for line in best if scores[line] > MARKED_SHARE * scores[best[0]]))
+        return marked
+
+    def status(self) -> dict[str, Any]:
+        """Return what the index holds and what it costs; loads no model."""
+        return self.index.status()
+
+    def verify(self) -> list[str]:
+        """Recompute every hash and count of the index; returns what is wrong, one line each (empty: all is well)."""
+        return self.index.verify()

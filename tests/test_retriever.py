@@ -1,0 +1,232 @@
+"""The retriever against its laws: hits are brute force's, unchanged text is not encoded again, windows cover all."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mbretrieve.errors import DataError, IndexFormatError, ModelError
+from mbretrieve.models.colbert import ColBERT
+from mbretrieve.models.dense import DenseEncoder
+from mbretrieve.retriever import Retriever, cut, passage
+from mbretrieve.types import Document
+
+DOCUMENTS = [
+    Document("bread", "Knead the dough, let it rise, then bake it.", {"kind": "food", "year": 2001}),
+    Document("parse", "def parse_arguments(argv):\n    return parser.parse_args(argv)", {"kind": "code", "year": 2010}),
+    Document("paris", "Paris is the capital of France.", {"kind": "city", "year": 2010}, context="Cities of Europe"),
+    Document("oslo", "Oslo is the capital of Norway.", {"kind": "city", "year": 2020}, context="Cities of Europe"),
+    Document("empty", "", {"kind": "nothing", "year": 1999}),
+]
+LONG = " ".join(f"Chapter {i} tells of the {word} and what became of it in the end." for i, word in enumerate(
+    ["lighthouse", "orchard", "locomotive", "monastery", "glacier", "harbour", "volcano", "telescope"] * 12
+))  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["colbert", "dense"])
+def model(request: pytest.FixtureRequest) -> ColBERT | DenseEncoder:
+    kind = ColBERT if request.param == "colbert" else DenseEncoder
+    return kind.from_pretrained(dtype="float32")
+
+
+@pytest.fixture
+def retriever(model: ColBERT | DenseEncoder, tmp_path: Path) -> Iterator[Retriever]:
+    with Retriever.create(tmp_path / "index", model) as made:
+        yield made
+
+
+def brute_force(model: ColBERT | DenseEncoder, query: str, documents: list[Document]) -> dict[str, float]:
+    vectors = model.encode_documents([passage(d.context, d.text) for d in documents])
+    question = np.atleast_2d(model.encode_queries([query])[0])
+    return {
+        d.id: float((question @ np.atleast_2d(v).T).max(axis=1).sum()) for d, v in zip(documents, vectors, strict=True)
+    }
+
+
+def test_semantic_search_is_brute_force(retriever: Retriever, model: ColBERT | DenseEncoder) -> None:
+    retriever.add(DOCUMENTS)
+    for query in ("capital of Norway", "read the command line", "baking"):
+        expected = brute_force(model, query, DOCUMENTS)
+        hits = retriever.search([query], k=10, mode="semantic")[0]
+        assert [hit.id for hit in hits] == sorted(expected, key=lambda i: -expected[i])
+        # The index keeps vectors as float16: their own rounding, times the number of query tokens.
+        assert [hit.score for hit in hits] == pytest.approx([expected[hit.id] for hit in hits], abs=2e-2)
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "semantic", "lexical"])
+def test_a_hit_shows_the_document(retriever: Retriever, mode: str) -> None:
+    retriever.add(DOCUMENTS)
+    hit = retriever.search(["capital of France"], k=1, mode=mode)[0][0]  # type: ignore[arg-type]
+    assert (hit.id, hit.text, hit.metadata) == ("paris", DOCUMENTS[2].text, DOCUMENTS[2].metadata)
+    assert hit.text[slice(*hit.span)] == hit.text
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "semantic", "lexical"])
+def test_many_queries_are_one_each(retriever: Retriever, mode: str) -> None:
+    retriever.add(DOCUMENTS)
+    queries = ["capital of France", "parse arguments", "dough", "zzz qqq"]
+    together = retriever.search(queries, k=3, mode=mode)  # type: ignore[arg-type]
+    for query, hits in zip(queries, together, strict=True):
+        alone = retriever.search([query], k=3, mode=mode)[0]  # type: ignore[arg-type]
+        assert [hit.id for hit in hits] == [hit.id for hit in alone]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in alone], abs=1e-4)
+
+
+def test_k_over_the_corpus_gives_every_document(retriever: Retriever) -> None:
+    retriever.add(DOCUMENTS)
+    for mode in ("hybrid", "semantic"):
+        assert {hit.id for hit in retriever.search(["city"], k=1000, mode=mode)[0]} == {d.id for d in DOCUMENTS}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "semantic"])
+def test_filters_act_before_ranking(retriever: Retriever, mode: str) -> None:
+    retriever.add(DOCUMENTS)
+    hits = retriever.search(["bake bread"], k=2, where={"kind": "city"}, mode=mode)[0]  # type: ignore[arg-type]
+    assert {hit.id for hit in hits} == {"paris", "oslo"}
+    years = {"year": {"gte": 2001, "lt": 2020}}
+    hits = retriever.search(["bake bread"], k=5, where=years, ids={"parse", "oslo"}, mode=mode)[0]  # type: ignore[arg-type]
+    assert [hit.id for hit in hits] == ["parse"]
+
+
+def test_what_is_unchanged_is_not_encoded_again(retriever: Retriever) -> None:
+    report = retriever.add(DOCUMENTS)
+    assert (report.added, report.encoded, report.unchanged) == (5, 5, 0)
+    assert (again := retriever.add(DOCUMENTS)).unchanged == 5
+    assert again.encoded == 0
+    moved = Document("paris", DOCUMENTS[2].text, {"kind": "city", "year": 2011}, DOCUMENTS[2].context)
+    renamed = Document("lutetia", DOCUMENTS[2].text, {}, DOCUMENTS[2].context)
+    rewritten = Document("oslo", "Oslo lies on a fjord.", {}, DOCUMENTS[3].context)
+    report = retriever.add([moved, renamed, rewritten])
+    assert (report.added, report.updated, report.reused, report.encoded) == (1, 2, 2, 1)
+    assert {hit.id for hit in retriever.search(["capital of France"], k=2, mode="semantic")[0]} == {"paris", "lutetia"}
+    assert retriever.search(["paris"], k=1, where={"year": 2011})[0][0].id == "paris"
+    assert retriever.verify() == []
+
+
+def test_swapped_texts_keep_their_vectors(retriever: Retriever) -> None:
+    retriever.add(DOCUMENTS)
+    a, b = DOCUMENTS[0], DOCUMENTS[1]
+    report = retriever.add([Document(a.id, b.text), Document(b.id, a.text)])
+    assert (report.reused, report.encoded) == (2, 0)
+    assert retriever.search(["bake bread"], k=1, mode="semantic")[0][0].id == b.id
+
+
+def test_deleted_documents_do_not_come_back(retriever: Retriever) -> None:
+    retriever.add(DOCUMENTS)
+    assert retriever.delete(["paris", "nobody"]) == 1
+    for mode in ("hybrid", "semantic", "lexical"):
+        assert "paris" not in {hit.id for hit in retriever.search(["capital of France"], k=9, mode=mode)[0]}  # type: ignore[arg-type]
+    assert retriever.add([DOCUMENTS[2]]).added == 1
+    assert retriever.search(["capital of France"], k=1)[0][0].id == "paris"
+
+
+def test_a_long_document_scores_as_its_best_window_and_is_returned_once(
+    retriever: Retriever, model: ColBERT | DenseEncoder
+) -> None:
+    book = Document("book", f"{LONG} The smugglers hid the emeralds under the floor. {LONG}", context="A long novel")
+    retriever.add([*DOCUMENTS, book])
+    question = "where were the emeralds hidden"
+    [(context, spans)] = retriever.windows([book])
+    assert len(spans) > 5
+    parts = [Document(f"{start}", book.text[start:end], context=context) for start, end in spans]
+    expected = brute_force(model, question, parts)
+    hits = retriever.search([question], k=9, mode="semantic")[0]
+    [hit] = [hit for hit in hits if hit.id == "book"]
+    assert f"{hit.span[0]}" == max(expected, key=lambda start: expected[start])
+    assert hit.score == pytest.approx(max(expected.values()), abs=2e-2)
+    if model.kind == "colbert":
+        assert hits[0] == hit
+        assert "emeralds" in book.text[slice(*hit.span)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(
+        st.sampled_from(["parseArguments", "été", "漢字", "\n", "x = f(y)[0]", "🙂", "   ", '"', *LONG.split()]),
+        max_size=900,
+    )
+)
+def test_windows_cover_the_text_and_fit_the_model(words: list[str]) -> None:
+    model = ColBERT.from_pretrained(dtype="float32")
+    text = " ".join(words)
+    retriever = Retriever(None, model)  # type: ignore[arg-type]  # only the model cuts
+    [(context, windows)] = retriever.windows([Document("a", text, context="some/path.py inside of this")])
+    assert windows[0][0] == 0
+    assert windows[-1][1] == len(text)
+    assert all(later[0] <= earlier[1] for earlier, later in pairwise(windows))
+    lengths = [len(o) for o in model.token_offsets([passage(context, text[a:b]) for a, b in windows])]
+    assert max(lengths) <= model.document_capacity
+
+
+@settings(deadline=None)
+@given(count=st.integers(0, 500), room=st.integers(1, 60))
+def test_cut_makes_windows_of_at_most_the_room(count: int, room: int) -> None:
+    offsets = np.stack([np.arange(count) * 2, np.arange(count) * 2 + 1], axis=1)
+    windows = cut(offsets, 0, count * 2, room)
+    assert windows[0][0] == 0
+    assert windows[-1][1] == count * 2
+    for start, end in windows:
+        assert sum(start <= a and b <= end for a, b in offsets) <= room
+    covered = {t for start, end in windows for t, (a, b) in enumerate(offsets) if start <= a and b <= end}
+    assert covered == set(range(count))
+
+
+def test_open_finds_its_model(retriever: Retriever, model: ColBERT | DenseEncoder, tmp_path: Path) -> None:
+    retriever.add(DOCUMENTS)
+    expected = retriever.search(["dough"], k=3)[0]
+    with Retriever.open(tmp_path / "index", dtype="float32") as opened:
+        found = opened.search(["dough"], k=3)[0]
+        assert [hit.id for hit in found] == [hit.id for hit in expected]
+        assert opened.model.identity == model.identity
+
+
+def test_another_model_is_refused(retriever: Retriever, model: ColBERT | DenseEncoder, tmp_path: Path) -> None:
+    other = DenseEncoder if model.kind == "colbert" else ColBERT
+    with pytest.raises(ModelError, match="index again"):
+        Retriever.open(tmp_path / "index", other.from_pretrained())
+    with pytest.raises(ModelError, match="dim"):
+        Retriever.open(tmp_path / "index", type(model).from_pretrained(dim=32))
+
+
+def test_bad_requests_are_refused(retriever: Retriever, model: ColBERT | DenseEncoder, tmp_path: Path) -> None:
+    retriever.add(DOCUMENTS)
+    with pytest.raises(ValueError, match="k is 0"):
+        retriever.search(["a"], k=0)
+    with pytest.raises(ValueError, match="mode"):
+        retriever.search(["a"], mode="best")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="empty"):
+        retriever.search(["  "])
+    with pytest.raises(DataError, match="twice"):
+        retriever.add([Document("new", "a"), Document("new", "b")])
+    assert "new" not in {hit.id for hit in retriever.search(["a"], k=99, mode="semantic")[0]}
+    with pytest.raises(DataError, match="index"):
+        Retriever.create(tmp_path / "index", model)
+    with pytest.raises(IndexFormatError):
+        Retriever.open(tmp_path / "nothing")
+
+
+def test_highlight_names_the_lines_that_answer(retriever: Retriever) -> None:
+    text = "import os\n\ndef area(radius):\n    return pi * radius ** 2\n\ndef greet(name):\n    print('hello', name)\n"
+    retriever.add([Document("m", text)])
+    hits = retriever.search(["area of a circle from its radius"], k=1)[0]
+    lines = retriever.highlight("area of a circle from its radius", hits)[0]
+    assert set(lines) & {2, 3}
+    assert not set(lines) & {5, 6}
+
+
+def test_lexical_search_and_status_load_no_torch(retriever: Retriever, tmp_path: Path) -> None:
+    retriever.add(DOCUMENTS)
+    script = (
+        "import sys; from mbretrieve.retriever import Retriever; r = Retriever.open(sys.argv[1]);"
+        "print(r.search(['parse'], k=1, mode='lexical')[0][0].id, r.status()['documents'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "index")], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["parse", "5", "False"]
