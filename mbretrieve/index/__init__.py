@@ -24,6 +24,6 @@ def create_index(
 
 
 def open_index(path: str | Path) -> MultiVectorIndex | DenseIndex:
-    """Open an index of whichever kind it is. Raises: IndexFormatError if it is none, is damaged or of a newer format."""
+    """Open an index of whichever kind. Raises: IndexFormatError if it is none, is damaged or of a newer format."""
     catalogue = Catalogue.open(Path(path))
     return KINDS[catalogue.kind](path, catalogue)

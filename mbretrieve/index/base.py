@@ -1,6 +1,7 @@
-"""What both kinds of index do: make and open a folder, read one generation of it, search, filter, and hand out a writer."""
+"""What both kinds of index do: make and open a folder, search and read one generation of it, hand out a writer."""
 
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,25 +12,25 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError
-from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, checksum, create_catalogue, damaged
-from mbretrieve.index.filters import compile_where
-from mbretrieve.index.records import Entry, Match, check_rows
+from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, Integers, checksum, create_catalogue, damaged
+from mbretrieve.index.lexical import search_words
+from mbretrieve.index.reading import ids_by_key, keys_by_id, passing, read_documents, scan_documents
+from mbretrieve.index.records import Entry, Match, best_first, check_rows
 from mbretrieve.index.segments import segment_bytes
 from mbretrieve.index.store import Writer
 from mbretrieve.index.verify import verify
-from mbretrieve.index.view import Found, Integers, Ranked, View, load_view
-from mbretrieve.index.words import match_expression
+from mbretrieve.index.view import Found, Ranked, View, load_view
 from mbretrieve.types import Document, Kind, Metadata, Where
 
 GROUP_SCORES = 1 << 24  # scores held at a time (64 MiB): more queries are answered in groups
-SCAN_ROWS = 1000
 
 
 class VectorIndex(ABC):
     """An index on disk, opened at one generation: what others commit later is seen after ``refresh``.
 
-    Several threads may read through one object. Use ``with``, or ``close`` it.
+    Several threads may read through one object; a search that runs during a ``refresh`` ends on its old generation.
+    Use ``with``, or ``close`` it.
     """
 
     kind: ClassVar[Kind]
@@ -37,7 +38,8 @@ class VectorIndex(ABC):
     def __init__(self, path: str | Path, catalogue: Catalogue) -> None:
         self.path = Path(path)
         self._catalogue = catalogue
-        self._loaded: View | None = None
+        self._loaded: tuple[Catalogue, View] | None = None
+        self._switching = threading.RLock()
 
     @classmethod
     def create(cls, path: str | Path, dim: int, identity: Mapping[str, Any] | None = None) -> Self:
@@ -77,12 +79,14 @@ class VectorIndex(ABC):
 
     def refresh(self) -> bool:
         """Go to the newest generation; returns whether it is another one."""
-        before = self.generation
-        self._catalogue.refresh()
-        if self.generation == before:
-            return False
-        self._loaded = None
-        return True
+        with self._switching:
+            newest = Catalogue.open(self.path)
+            if newest.generation == self.generation:
+                newest.close()
+                return False
+            # The old one is not closed here: another thread may be reading it, and the last to let go closes it.
+            self._catalogue, self._loaded = newest, None
+            return True
 
     @property
     def generation(self) -> int:
@@ -157,16 +161,16 @@ class VectorIndex(ABC):
         where: Where | None = None,
         ids: Collection[str] | None = None,
     ) -> list[list[Match]]:
-        """Return for each query the best ``k`` documents (all, if there are fewer), best first, equal scores by id.
+        """Return for each query the best ``k`` documents (all, if there are fewer), best first; equal scores by id.
 
         A document scores as its best window. ``where`` (see ``filters.compile_where``) and ``ids`` restrict what is ranked.
         Raises: ValueError for k < 1; DataError for a query of another dim or a filter that does not parse.
         """
         _check_k(k)
         checked = self._queries(queries)
-        view = self._view()
-        allowed = self._allowed(where, ids)
-        documents = np.arange(len(view.keys)) if allowed is None else np.searchsorted(view.keys, allowed[:, 0])
+        catalogue, view = self._snapshot()
+        passed = passing(catalogue, where, ids)
+        documents = np.arange(len(view.keys)) if passed is None else np.searchsorted(view.keys, passed[:, 0])
         positions = view.positions(documents)
         if not len(positions):
             return [[] for _ in checked]
@@ -174,7 +178,7 @@ class VectorIndex(ABC):
         results: list[list[Match]] = []
         for first in range(0, len(checked), group):
             found = self._candidates(view, checked[first : first + group], positions, k)
-            results += self._matches(view, [view.best(one, documents, k) for one in found], k)
+            results += _matches(catalogue, view, [view.best(one, documents, k) for one in found], k)
         return results
 
     def score(
@@ -184,8 +188,8 @@ class VectorIndex(ABC):
         checked = self._queries(queries)
         if len(checked) != len(ids):
             raise ValueError(f"{len(checked)} queries and {len(ids)} collections of ids")
-        view = self._view()
-        keys = self._keys({id for some in ids for id in some})
+        catalogue, view = self._snapshot()
+        keys = keys_by_id(catalogue, {id for some in ids for id in some})
         ranked: list[list[Ranked]] = []
         for query, some in zip(checked, ids, strict=True):
             wanted = sorted({keys[id] for id in some if id in keys})
@@ -193,7 +197,7 @@ class VectorIndex(ABC):
             positions = view.positions(documents)
             [scores] = self._score_windows(view, [query], positions)
             ranked.append(view.best(Found(positions, scores), documents, max(1, len(documents))))
-        return self._matches(view, ranked, max(map(len, ids), default=0))
+        return _matches(catalogue, view, ranked, max(map(len, ids), default=0))
 
     def lexical(
         self,
@@ -209,56 +213,21 @@ class VectorIndex(ABC):
         Raises: ValueError for k < 1; DataError for a filter that does not parse.
         """
         _check_k(k)
-        allowed = self._allowed(where, ids)
-        return [self._by_words(query, k, allowed) for query in queries]
-
-    def _by_words(self, query: str, k: int, allowed: Integers | None) -> list[Match]:
-        expression = match_expression(query)
-        if expression is None:
-            return []
-        rows = self._catalogue.rows("SELECT rowid, -bm25(words) FROM words WHERE words MATCH ?", (expression,))
-        contents = np.array([row[0] for row in rows], dtype=np.int64)
-        scores = np.array([row[1] for row in rows], dtype=np.float64)
-        if allowed is not None:
-            here = np.isin(contents, allowed[:, 1])
-            contents, scores = contents[here], scores[here]
-        if k < len(scores):  # every content has a document, so the best k documents have the best k contents
-            here = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
-            contents, scores = contents[here], scores[here]
-        best = dict(zip(contents.tolist(), scores.tolist(), strict=True))
-        pairs = self._catalogue.to_integers(
-            self._catalogue.rows_among("SELECT key, content FROM documents WHERE content", best), columns=2
-        )
-        if allowed is not None:
-            pairs = pairs[np.isin(pairs[:, 0], allowed[:, 0])]
-        names = self._names(pairs[:, 0].tolist())
-        spans: dict[int, tuple[int, int]] = {}
-        for content, start, stop in self._catalogue.rows_among(
-            "SELECT content, start, stop FROM windows WHERE content", best
-        ):
-            before = spans.get(content, (start, stop))
-            spans[content] = min(start, before[0]), max(stop, before[1])
-        matches = [Match(names[key], best[content], -1, spans[content]) for key, content in pairs.tolist()]
-        return sorted(matches, key=_best_first)[:k]
+        catalogue = self._catalogue
+        passed = passing(catalogue, where, ids)
+        return [search_words(catalogue, query, k, passed) for query in queries]
 
     # Reading
 
     def documents(self, ids: Collection[str]) -> list[Document]:
         """Return the documents with these ids, in their order; unknown ids are left out."""
-        keys = self._keys(dict.fromkeys(ids))
-        found = {document.id: document for document in self._documents(list(keys.values()))}
-        return [found[id] for id in dict.fromkeys(ids) if id in found]
+        catalogue = self._catalogue
+        keys = keys_by_id(catalogue, dict.fromkeys(ids))
+        return read_documents(catalogue, [keys[id] for id in dict.fromkeys(ids) if id in keys])
 
     def scan(self, *, where: Where | None = None) -> Iterator[Document]:
         """Yield all documents, or those that pass a filter, a thousand read at a time."""
-        allowed = self._allowed(where, None)
-        keys = (
-            self._catalogue.integers("SELECT key FROM documents ORDER BY key", columns=1)
-            if allowed is None
-            else allowed
-        )
-        for first in range(0, len(keys), SCAN_ROWS):
-            yield from self._documents(keys[first : first + SCAN_ROWS, 0].tolist())
+        return scan_documents(self._catalogue, where)
 
     def known(self, content_hashes: Collection[str]) -> set[str]:
         """Return those of the content hashes whose vectors are here, for ``Writer.add_same``."""
@@ -319,96 +288,39 @@ class VectorIndex(ABC):
     ) -> NDArray[np.float32]:
         """Score some windows (P,) for each query, exactly: (Q, P)."""
 
+    @abstractmethod
     def _candidates(self, view: View, queries: list[NDArray[np.float32]], positions: Integers, k: int) -> list[Found]:
         """Return for each query windows among ``positions`` that hold the best windows of the best ``k`` documents."""
-        return [Found(positions, scores) for scores in self._score_windows(view, queries, positions)]
 
     # Helpers
 
-    def _view(self) -> View:
-        for _ in range(10):
-            view = self._loaded
-            if view is not None:
-                return view
-            try:
-                self._loaded = load_view(self._catalogue)
-            except FileNotFoundError as error:
-                # A writer dropped a segment before this reader, which has searched nothing yet, could map it.
-                if not self.refresh():
-                    raise IndexFormatError(
-                        f"{error.filename} is missing: restore it from a copy, or index again"
-                    ) from None
-        raise IndexBusyError(f"{self.path} is rewritten faster than it can be opened: try again")
-
-    def _allowed(self, where: Where | None, ids: Collection[str] | None) -> Integers | None:
-        """Return (n, 2) key and content of the documents that pass, by key; None if nothing restricts them."""
-        if where is None and ids is None:
-            return None
-        select, parameters = compile_where(where or {})
-        allowed = self._catalogue.integers(
-            f"SELECT key, content FROM documents WHERE key IN ({select}) ORDER BY key", parameters, columns=2
-        )
-        if ids is None:
-            return allowed
-        return allowed[np.isin(allowed[:, 0], list(self._keys(ids).values()))]
-
-    def _keys(self, ids: Collection[str]) -> dict[str, int]:
-        rows = self._catalogue.rows_among("SELECT id, key FROM documents WHERE id", ids)
-        return dict(rows)
-
-    def _names(self, keys: Collection[int]) -> dict[int, str]:
-        """Return documents' ids by key, their rows checked."""
-        rows = self._catalogue.rows_among(
-            "SELECT key, id, content, source, metadata, checksum FROM documents WHERE key", keys
-        )
-        for _, *fields, sum in rows:
-            if checksum(*fields) != sum:
-                raise damaged(self.path, f"the row of document {fields[0]!r} was changed")
-        return {row[0]: row[1] for row in rows}
-
-    def _documents(self, keys: Collection[int]) -> list[Document]:
-        names = self._names(keys)
-        rows = self._catalogue.rows_among(
-            "SELECT documents.key, metadata, hash, context, text, contents.checksum FROM documents"
-            " JOIN contents ON contents.key = documents.content WHERE documents.key",
-            keys,
-        )
-        for key, _, *fields, sum in rows:
-            if checksum(*fields) != sum:
-                raise damaged(self.path, f"the text of document {names[key]!r} was changed")
-        by_key = {
-            key: Document(names[key], text, json.loads(metadata), context)
-            for key, metadata, _, context, text, _ in rows
-        }
-        if missing := set(names) - set(by_key):
-            raise damaged(self.path, f"document {names[min(missing)]!r} has no text")
-        return [by_key[key] for key in keys if key in by_key]
-
-    def _matches(self, view: View, ranked: list[list[Ranked]], k: int) -> list[list[Match]]:
-        chosen = np.unique(
-            np.array([[one.document, one.position] for some in ranked for one in some]).reshape(-1, 2), axis=0
-        )
-        names = self._names(view.keys[np.unique(chosen[:, 0])].tolist())
-        view.check(np.unique(chosen[:, 1]))
-        return [
-            sorted(
-                (
-                    Match(
-                        names[int(view.keys[document])],
-                        score,
-                        int(view.window[position]),
-                        (int(view.span[position, 0]), int(view.span[position, 1])),
-                    )
-                    for document, score, position in some
-                ),
-                key=_best_first,
-            )[:k]
-            for some in ranked
-        ]
+    def _snapshot(self) -> tuple[Catalogue, View]:
+        """Return the generation to search: its catalogue, and its windows and mapped segments."""
+        with self._switching:
+            while self._loaded is None:
+                try:
+                    self._loaded = self._catalogue, load_view(self._catalogue)
+                except FileNotFoundError as error:
+                    # A writer dropped a segment before this reader, which has searched nothing yet, could map it.
+                    if not self.refresh():
+                        raise IndexFormatError(
+                            f"{error.filename} is missing: restore it from a copy, or index again"
+                        ) from None
+            return self._loaded
 
 
-def _best_first(match: Match) -> tuple[float, str]:
-    return -match.score, match.id
+def _matches(catalogue: Catalogue, view: View, ranked: list[list[Ranked]], k: int) -> list[list[Match]]:
+    """Give ranked documents their ids, and check the stored bytes of their rows and vectors."""
+    documents = np.array(sorted({one.document for some in ranked for one in some}), dtype=np.int64)
+    positions = np.array(sorted({one.position for some in ranked for one in some}), dtype=np.int64)
+    ids = ids_by_key(catalogue, view.keys[documents].tolist())
+    view.check(positions)
+
+    def match(one: Ranked) -> Match:
+        start, stop = view.span[one.position].tolist()
+        return Match(ids[int(view.keys[one.document])], one.score, int(view.window[one.position]), (start, stop))
+
+    return [sorted(map(match, some), key=best_first)[:k] for some in ranked]
 
 
 def _check_k(k: int) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -24,6 +25,8 @@ from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import FOLDER, SegmentFile, SegmentRecord, sync_folder
 from mbretrieve.index.words import FTS5_TOKENIZER
 from mbretrieve.types import Kind
+
+Integers = NDArray[np.int64]
 
 FILE = "catalog.sqlite"
 FORMAT = 1
@@ -67,7 +70,7 @@ def checksum(*fields: str | int | None) -> bytes:
     return blake2b(json.dumps(fields).encode(), digest_size=16).digest()
 
 
-def window_checksums(windows: NDArray[np.int64]) -> NDArray[np.int64]:
+def window_checksums(windows: Integers) -> Integers:
     """Hash rows of (W, columns) integers to (W,) integers: a whole index's are checked in milliseconds when it is read.
 
     The mixing step is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
@@ -166,6 +169,7 @@ class Catalogue:
         self.index = index
         self.connection = connection
         self._frozen = _stamp(index) if frozen else None
+        self._close = weakref.finalize(self, connection.close)
         self._lock = threading.RLock()
         self._meta: dict[str, Any] = {}
 
@@ -216,17 +220,9 @@ class Catalogue:
                 raise
             return catalogue
 
-    def refresh(self) -> None:
-        """Go to the newest generation."""
-        with self._lock:
-            newest = type(self).open(self.index)
-            self.connection.close()
-            self.connection, self._frozen, self._meta = newest.connection, newest._frozen, newest._meta
-
     def close(self) -> None:
-        """Close the connection."""
-        with self._lock, translated(self.index):
-            self.connection.close()
+        """Close the connection; nothing can be read after. A catalogue that nobody holds any more closes itself."""
+        self._close()
 
     @property
     def kind(self) -> Kind:
@@ -274,11 +270,11 @@ class Catalogue:
             found += self.rows(f"{sql} IN ({', '.join('?' * len(some))})", some)
         return found
 
-    def integers(self, sql: str, parameters: Sequence[Any] = (), *, columns: int) -> NDArray[np.int64]:
+    def integers(self, sql: str, parameters: Sequence[Any] = (), *, columns: int) -> Integers:
         """Return a query's rows of integers as a (rows, columns) array."""
         return self.to_integers(self.rows(sql, parameters), columns=columns)
 
-    def to_integers(self, rows: Sequence[tuple[Any, ...]], *, columns: int) -> NDArray[np.int64]:
+    def to_integers(self, rows: Sequence[tuple[Any, ...]], *, columns: int) -> Integers:
         """Return rows of integers as a (rows, columns) array. Raises: IndexFormatError if one is none."""
         try:
             return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=columns * len(rows)).reshape(
@@ -287,7 +283,7 @@ class Catalogue:
         except (TypeError, ValueError, OverflowError) as error:
             raise damaged(self.index, "a number is none") from error
 
-    def windows(self) -> NDArray[np.int64]:
+    def windows(self) -> Integers:
         """Return all windows, (W, 7), columns as WINDOW_COLUMNS, by content and window."""
         found = self.integers(f"SELECT {WINDOW_COLUMNS}, checksum FROM windows ORDER BY content, window", columns=8)  # noqa: S608 - a constant
         if (window_checksums(found[:, :7]) != found[:, 7]).any():

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index.base import VectorIndex
-from mbretrieve.index.view import Found, Integers, View
+from mbretrieve.index.catalogue import Integers
+from mbretrieve.index.view import Found, View
 from mbretrieve.types import Kind
 
 BLOCK_ROWS = 1 << 16
@@ -91,4 +92,4 @@ def _blocks(view: View, positions: Integers) -> Iterator[tuple[Integers, NDArray
 
 def _unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, np.float32(1))
+    return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)

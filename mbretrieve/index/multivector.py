@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index.base import VectorIndex
-from mbretrieve.index.view import Integers, View
+from mbretrieve.index.catalogue import Integers
+from mbretrieve.index.view import Found, View
 from mbretrieve.types import Kind
 
 
@@ -42,3 +43,12 @@ class MultiVectorIndex(VectorIndex):
             tokens, offsets = torch.from_numpy(segment.vectors), torch.from_numpy(segment.offsets)
             out[:, some] = maxsim_ragged_batch(tensors, tokens, offsets, rows).numpy()
         return out
+
+    def _candidates(
+        self,
+        view: View,
+        queries: list[NDArray[np.float32]],
+        positions: Integers,
+        k: int,  # noqa: ARG002 - exact search by MaxSim has to score every window whatever k
+    ) -> list[Found]:
+        return [Found(positions, scores) for scores in self._score_windows(view, queries, positions)]

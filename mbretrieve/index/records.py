@@ -39,6 +39,11 @@ class Match(NamedTuple):
     span: tuple[int, int]
 
 
+def best_first(match: Match) -> tuple[float, str]:
+    """Sort key of a ranking: the highest score first, equal scores by id."""
+    return -match.score, match.id
+
+
 class Layout(NamedTuple):
     """How the vectors of a kind of index are stored in a segment."""
 

@@ -67,7 +67,8 @@ def _rows(catalogue: Catalogue) -> Iterator[str]:
 def _pages(catalogue: Catalogue, table: str, columns: str, what: str) -> Iterator[str]:
     last = -1
     while page := catalogue.rows(
-        f"SELECT key, {columns}, checksum FROM {table} WHERE key > ? ORDER BY key LIMIT {PAGE}", (last,)
+        f"SELECT key, {columns}, checksum FROM {table} WHERE key > ? ORDER BY key LIMIT ?",  # noqa: S608 - constants
+        (last, PAGE),
     ):
         for key, *fields, sum in page:
             if checksum(*fields) != sum:
@@ -98,7 +99,7 @@ def _words(catalogue: Catalogue) -> Iterator[str]:
         stored[content] += _word_sum(word, place)
     last = -1
     while page := catalogue.rows(
-        f"SELECT key, context, text FROM contents WHERE key > ? ORDER BY key LIMIT {PAGE}", (last,)
+        "SELECT key, context, text FROM contents WHERE key > ? ORDER BY key LIMIT ?", (last, PAGE)
     ):
         for key, context, text in page:
             if stored[key] != sum(_word_sum(word, place) for place, word in enumerate(content_words(context, text))):

@@ -1,4 +1,4 @@
-"""What a reader holds of one generation: every live window's place, the documents it belongs to, the mapped segments."""
+"""What a reader holds of one generation: every live window's place, its documents, the mapped segments."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
-from mbretrieve.index.catalogue import Catalogue, damaged
+from mbretrieve.index.catalogue import Catalogue, Integers, damaged
 from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import Segment
 
-Integers = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 

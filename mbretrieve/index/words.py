@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 
-# FTS5's `ascii` tokenizer takes every character beyond ASCII as part of a word: our words, joined by blanks, come out of
-# it as they went in.
+# FTS5's `ascii` tokenizer takes every character beyond ASCII as part of a word: ours, joined by blanks, come out of it
+# as they went in.
 FTS5_TOKENIZER = "ascii tokenchars '_'"
 
 MAX_WORD = 100  # longer runs of letters are data, not words: their beginning is kept
@@ -42,12 +42,13 @@ _RUN = re.compile(rf"[{_UNSPACED}]+|[^{_UNSPACED}]+")
 _UNSPACED_RUN = re.compile(rf"[{_UNSPACED}]+")
 _PART = re.compile(r"[A-Z]+s?(?![a-z])|[A-Z]?[a-z]+|[0-9]+")  # HTTPServer: HTTP, Server; getURLs: get, URLs
 
-STOP_WORDS = frozenset(
-    """a about all also am an and any are as at be because been being but by can could did do does doing for from get
-    had has have having he her here him his how i if in into is it its just like may me might my no not of on one or our
-    out over she should so some such than that the their them then there these they this those through to too under up
-    use used using very was we were what when where which while who why will with would you your""".split()
-)
+_STOP_WORDS = """
+a about all also am an and any are as at be because been being but by can could did do does doing for from get had has
+have having he her here him his how i if in into is it its just like may me might my no not of on one or our out over
+she should so some such than that the their them then there these they this those through to too under up use used
+using very was we were what when where which while who why will with would you your
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def tokenize(text: str) -> list[str]:
