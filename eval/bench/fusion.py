@@ -17,6 +17,7 @@ import torch
 
 import mbretrieve
 from mbretrieve import ColBERT, DenseEncoder, Document, Retriever
+from mbretrieve.evaluation.metrics import evaluate
 from mbretrieve.index import fusion
 
 CHOOSE = {"cosqa": "dev", "csn-python-mini": "train", "scifact": "train"}
@@ -39,16 +40,16 @@ def judgements(path: Path) -> dict[str, dict[str, int]]:
 
 
 def ndcg(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]) -> float:
-    from mbretrieve.evaluation.metrics import evaluate
-
-    return float(evaluate(qrels, run, ["ndcg@10"])["ndcg@10"])
+    return evaluate(run, qrels, ["ndcg@10"]).means["ndcg@10"]
 
 
 def pools(retriever: Retriever, queries: dict[str, str]) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
     """Return for each query the scores by meaning and by words of the candidates of both."""
-    ids = list(queries)
-    candidates = retriever.candidates([queries[i] for i in ids], DEPTH)
-    return dict(zip(ids, candidates, strict=True))
+    found = retriever.candidates(list(queries.values()), DEPTH)
+    return {
+        query: tuple({id: match.score for id, match in matches.items()} for matches in both)
+        for query, both in zip(queries, found, strict=True)
+    }
 
 
 def joined(pool: dict, how: str, weight: float) -> dict[str, dict[str, float]]:
