@@ -2,8 +2,10 @@
 
 import os
 import random
+import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,22 +256,27 @@ def test_names_that_are_not_utf8_open_their_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def deep(tmp_path: Path) -> Iterator[Path]:
-    """Folders nested deeper than Python's recursion limit, and than the longest path that the system opens."""
+def deep() -> Iterator[Path]:
+    """Folders nested deeper than Python's recursion limit, and than the longest path that the system opens.
+
+    Not below tmp_path: pytest could not remove them if this were interrupted.
+    """
     here = Path.cwd()
-    os.chdir(tmp_path)
-    for _ in range(1500):
-        Path("ddd").mkdir()
-        os.chdir("ddd")
+    root = Path(tempfile.mkdtemp())
+    os.chdir(root)
+    for _ in range(1100):
+        Path("dddd").mkdir()
+        os.chdir("dddd")
     os.chdir(here)
-    yield tmp_path
-    os.chdir(tmp_path)
-    for _ in range(1500):
-        os.chdir("ddd")
-    for _ in range(1500):  # shutil.rmtree calls itself for each level
+    yield root
+    os.chdir(root)
+    for _ in range(1100):
+        os.chdir("dddd")
+    for _ in range(1100):  # shutil.rmtree calls itself for each level
         os.chdir("..")
-        Path("ddd").rmdir()
+        Path("dddd").rmdir()
     os.chdir(here)
+    shutil.rmtree(root)
 
 
 def test_folders_nested_deeper_than_calls(deep: Path) -> None:
