@@ -1,6 +1,6 @@
 """Text in, token ids out: a tokenizer.json with the special tokens that the files beside it name."""
 
-import json
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Encoding, normalizers
 from tokenizers import Tokenizer as Backend
 
 from mbretrieve.errors import ModelError
-from mbretrieve.models.files import one_line, read_json
+from mbretrieve.models.files import one_line, read_json, write_json
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Of a tokenizer_config.json: where it came from, not what it does; auto_map names code, which is never run.
@@ -79,6 +79,7 @@ class Tokenizer:
 
     def save(self, folder: Path, markers: Sequence[str] = ()) -> None:
         """Write tokenizer.json and tokenizer_config.json; ``markers`` are made tokens that text is split at."""
+        folder.mkdir(parents=True, exist_ok=True)
         backend = Backend.from_str(self._backend.to_str())
         backend.add_special_tokens([AddedToken(m, normalized=False) for m in markers if self.as_marker(m) is None])
         (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
@@ -86,7 +87,7 @@ class Tokenizer:
         # transformers 4 does not know the name that transformers 5 gives to a plain tokenizer.json.
         if config.get("tokenizer_class") in (None, "TokenizersBackend"):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+        write_json(folder / "tokenizer_config.json", config)
 
     @property
     def size(self) -> int:
@@ -160,11 +161,26 @@ class Tokenizer:
         """Tokenize piece by piece; cuts stand before runs of white space, if this tokenizer splits there itself."""
         start, text = 0, _clean(text)
         while len(text) - start > _PIECE and self._splits_at_spaces:
-            stop = _last_space(text, start + 1, start + _PIECE)
+            stop = self._cut(text, start + 1, start + _PIECE)
             yield start, self._backend.encode(text[start:stop], add_special_tokens=False)
             start = stop
         if start < len(text) or not text:
             yield start, self._backend.encode(text[start:], add_special_tokens=False)
+
+    def _cut(self, text: str, low: int, high: int) -> int:
+        """Return where the last run of white space in [low, high) starts, else the first one after it, else the end."""
+        near = itertools.chain(range(high - 1, low - 1, -1), range(high, len(text)))
+        return next((at for at in near if _is_space_run(text, at) and not self._is_inside_token(text, at)), len(text))
+
+    def _is_inside_token(self, text: str, at: int) -> bool:
+        """Whether an added token such as ``"[Q] "`` covers the characters on both sides of ``at``."""
+        return any(token in text[max(0, at - len(token) + 1) : at + len(token) - 1].lower() for token in self._spaced)
+
+    @cached_property
+    def _spaced(self) -> list[str]:
+        """The added tokens with white space in them, in lower case, since the normalizer may have them match so."""
+        contents = (token.content.lower() for token in self._backend.get_added_tokens_decoder().values())
+        return [content for content in contents if not content.isspace() and any(c.isspace() for c in content)]
 
     @cached_property
     def _splits_at_spaces(self) -> bool:
@@ -199,10 +215,3 @@ def _ranges(encoding: Encoding) -> NDArray[np.int64]:
 
 def _is_space_run(text: str, at: int) -> bool:
     return text[at] in _SPACE and not text[at - 1].isspace()
-
-
-def _last_space(text: str, low: int, high: int) -> int:
-    """Return where the last run of white space in [low, high) starts, else the first one after it, else the end."""
-    before = (at for at in range(high - 1, low - 1, -1) if _is_space_run(text, at))
-    after = (at for at in range(high, len(text)) if _is_space_run(text, at))
-    return next(before, None) or next(after, len(text))
