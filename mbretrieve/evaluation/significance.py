@@ -42,6 +42,28 @@ class Comparison:
         return [change for change in self.changes[:count] if change[2] < change[1]]
 
 
+def describe(comparison: Comparison, names: tuple[str, str], texts: Mapping[str, str], count: int = 10) -> list[str]:
+    """A comparison in lines for a person: the means, the test, wins and losses, and the worst queries with their texts.
+
+    ``texts`` are the queries'; one that is not there is shown by its id alone.
+    """
+    a, b = names
+    lines = [
+        f"A  {comparison.a:.4f}  {a}",
+        f"B  {comparison.b:.4f}  {b}",
+        f"B - A  {comparison.difference:+.4f}  95% interval {comparison.low:+.4f} to {comparison.high:+.4f}, "
+        f"p = {comparison.p:.4g} (paired {comparison.test})",
+        f"B wins {comparison.wins} queries, loses {comparison.losses}, ties {comparison.ties}",
+    ]
+    worst = comparison.worst(count)
+    if worst:
+        lines.append("B's greatest losses (A's score -> B's):")
+    for query, of_a, of_b in worst:
+        text = " ".join(texts.get(query, "").split())
+        lines.append(f"  {of_a:.3f} -> {of_b:.3f}  {query}  {text[:120]}".rstrip())
+    return lines
+
+
 def compare(a: Mapping[str, float], b: Mapping[str, float], test: Test = "bootstrap") -> Comparison:
     """Compare two systems by their scores on each query.
 

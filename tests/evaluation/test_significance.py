@@ -91,3 +91,11 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.special", None)
     with pytest.raises(MissingExtraError, match=r'pip install "mbretrieve\[eval\]"'):
         paired_t_test(np.ones(3))
+
+
+def test_a_comparison_in_lines_shows_the_texts() -> None:
+    result = compare({"q1": 0.5, "q2": 1.0, "q3": 0.2}, {"q3": 0.9, "q2": 0.1, "q1": 0.25})
+    lines = significance.describe(result, ("old", "new"), {"q2": "capital\nof France"})
+    assert lines[0] == "A  0.5667  old"
+    assert lines[3] == "B wins 1 queries, loses 2, ties 0"
+    assert lines[-2:] == ["  1.000 -> 0.100  q2  capital of France", "  0.500 -> 0.250  q1"]
