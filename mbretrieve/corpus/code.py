@@ -88,6 +88,7 @@ class _Finder:
 
     def visit(self, parent: "tree_sitter.Node", scope: _Span, start: int | None, depth: int) -> None:
         """Add the definitions below ``parent`` to ``scope``; ``start`` is the first line of a wrapper around them."""
+        is_scope = parent.type in self.language.scopes
         for node in parent.named_children:
             first, end = node.start_point.row, _end(node)
             kind = node.type
@@ -103,7 +104,7 @@ class _Finder:
                     self.visit(node, span, None, depth + 1)
                 if span.kind not in ("impl", "module") or span.inner:  # else it is a block like any other
                     scope.inner.append(span)
-            elif depth < _DEEPEST and (end - first > 1 or kind in self.language.wrappers):
+            elif depth < _DEEPEST and (end - first > 1 or is_scope or kind in self.language.wrappers):
                 self.visit(node, scope, begin if kind in self.language.wrappers else None, depth + 1)
 
     def _definition(self, node: "tree_sitter.Node", kind: str, first: int, end: int) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from mbretrieve.corpus.lines import Passage, Unit
 from mbretrieve.corpus.notebook import read_notebook
 from mbretrieve.corpus.prose import split_markdown, split_rst, split_text
 
-_SHEBANG = re.compile(r"#!\s*\S*?([^/\s]+)(?:[ \t]+(.*))?")
+_SHEBANG = re.compile(r"#!\s*(?:\S*/)?([^/\s]+)(?:[ \t]+(.*))?")
 
 # Prose whose lines are kept: name of the format, how its lines are cut.
 PROSE: dict[str, tuple[str, Callable[[Sequence[str]], list[Unit]]]] = {

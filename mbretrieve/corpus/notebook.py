@@ -26,7 +26,7 @@ def read_notebook(text: str) -> list[Passage]:
         if source.strip():
             unit = _UNITS[cell["cell_type"]]
             passages.append(Passage(source, line, last, unit, f"cell {number}", "", {"cell": number}))
-        line = last + 1
+            line = last + 2  # with a blank line between
     if not passages:
         raise SkipFile("empty", "a notebook without text")
     return passages

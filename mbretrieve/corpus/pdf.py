@@ -13,7 +13,7 @@ _PAGE_CHARS = 100_000  # a page of print has some 5,000; more comes from a broke
 
 
 def read_pdf(data: bytes) -> list[Passage]:
-    """Return the text of each page that has any, with its number in ``extra["page"]``; lines count within the page.
+    """Return the text of each page that has any, with its number in ``extra["page"]``; lines count through them.
 
     A page that cannot be read is passed over; so is what lies beyond the limits of pages and of time.
     Raises: SkipFile if the file is no PDF, is encrypted, or has no text (a scan).
@@ -29,6 +29,7 @@ def read_pdf(data: bytes) -> list[Passage]:
     deadline = time.monotonic() + SECONDS
     passages: list[Passage] = []
     failure = "a scan without a text layer?"
+    line = 1
     for number in range(min(len(reader.pages), PAGES)):
         if time.monotonic() > deadline:
             failure = f"not done after {SECONDS:.0f} seconds"
@@ -40,7 +41,9 @@ def read_pdf(data: bytes) -> list[Passage]:
             continue
         if text:
             name = f"page {number + 1}"
-            passages.append(Passage(text, 1, text.count("\n") + 1, "section", name, title, {"page": number + 1}))
+            last = line + text.count("\n")
+            passages.append(Passage(text, line, last, "section", name, title, {"page": number + 1}))
+            line = last + 2  # with a blank line between
     if not passages:
         raise SkipFile("no text", failure)
     return passages

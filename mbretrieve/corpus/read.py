@@ -1,6 +1,5 @@
 """A file to its Documents: the one place where units and passages become Documents, and failures become SkipFile."""
 
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count
 from pathlib import PurePosixPath
@@ -46,7 +45,9 @@ def read_documents(file: SourceFile, options: WalkOptions, skipped: Skipped | No
 def _passages(file: SourceFile, options: WalkOptions, skipped: Skipped) -> Iterator[tuple[str, Passage]]:
     """Yield each passage of a file with the name of its language."""
     if formats.is_jsonl(file.name):
-        if _is_beir(file):
+        with opened(file) as stream:
+            is_beir = jsonl.is_beir(jsonl.unpacked(stream, file.name))
+        if is_beir:
             with opened(file) as stream:
                 for found in jsonl.read_jsonl(jsonl.unpacked(stream, file.name), file.name, skipped):
                     yield "jsonl", found
@@ -60,14 +61,6 @@ def _passages(file: SourceFile, options: WalkOptions, skipped: Skipped) -> Itera
         language, passages = _text_passages(file.name, decode(data), options)
     for found in passages:
         yield language, found
-
-
-def _is_beir(file: SourceFile) -> bool:
-    try:
-        with opened(file) as stream:
-            return jsonl.is_beir(jsonl.unpacked(stream, file.name))
-    except (OSError, EOFError, zlib.error) as error:
-        raise SkipFile("malformed", f"a packed file that does not unpack: {error}") from None
 
 
 def _text_passages(name: str, text: str, options: WalkOptions) -> tuple[str, list[Passage]]:
