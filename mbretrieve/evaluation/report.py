@@ -258,23 +258,28 @@ def _line(cells: Iterable[object]) -> str:
 
 
 def plot_trade_off(path: Path, results: Mapping[str, Sequence[TaskResult]], cost: str) -> None:
-    """Draw quality against a cost, one point a system and task: ``cost`` is "latency" (p50, ms) or "size" (index MB).
+    """Draw quality against a cost, one point a system: ``cost`` is "latency" (p50, ms) or "size" (index, MB).
 
-    Raises: DataError if no result has that cost; MissingExtraError.
+    A point is the mean over the tasks that every system has, so that no system is judged on easier ones. Raises:
+    DataError if there is no such task with that cost; MissingExtraError.
     """
     label, read = _COSTS[cost]
+    costs = {
+        system: {result.task: (value, result.score) for result in of_system if (value := read(result)) is not None}
+        for system, of_system in results.items()
+    }
+    shared = set.intersection(*(set(of_system) for of_system in costs.values())) if costs else set()
+    if not shared:
+        raise DataError(f"no task for which every system tells its {cost}: nothing to draw in {path}")
     figure, axes = _figure(6.5, 4.5)
-    drawn = False
-    for system, of_system in results.items():
-        points = [(value, result.score) for result in of_system if (value := read(result)) is not None]
-        if points:
-            axes.scatter(*zip(*points, strict=True), label=system)
-            drawn = True
-    if not drawn:
-        raise DataError(f"no result tells its {cost}: nothing to draw in {path}")
-    axes.set(xlabel=label, ylabel="headline metric", xscale="log")
+    for system, of_system in costs.items():
+        values, scores = zip(*(of_system[task] for task in sorted(shared)), strict=True)
+        axes.scatter(sum(values) / len(shared), sum(scores) / len(shared), label=system)
+    axes.set(xlabel=label, ylabel=f"headline metric, mean of {len(shared)} tasks", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
 
 
@@ -286,20 +291,21 @@ _COSTS: dict[str, tuple[str, Callable[[TaskResult], float | None]]] = {
 
 def plot_tasks(path: Path, summary: Summary, published: Sequence[Published] = ()) -> None:
     """Draw a bar a task, beside the published figures for it. Raises: MissingExtraError."""
-    beside = _beside(summary, published)
-    ours = summary.results[0].model
-    bars: dict[str, dict[str, float]] = {ours: {result.task: result.score for result in summary.results}}
-    for figure_of in beside:
-        bars.setdefault(f"{figure_of.model} (published)", {})[figure_of.task] = figure_of.value
     tasks = [result.task for result in summary.results]
+    bars = {summary.results[0].model: {result.task: result.score for result in summary.results}}
+    for theirs in _beside(summary, published):
+        bars.setdefault(f"{theirs.model} (published)", {})[theirs.task] = theirs.value
     figure, axes = _figure(max(6.5, 0.35 * len(tasks) * len(bars)), 4.5)
     width = 0.8 / len(bars)
     for place, (system, values) in enumerate(bars.items()):
-        offset = (place - (len(bars) - 1) / 2) * width
-        axes.bar([n + offset for n in range(len(tasks))], [values.get(t, math.nan) for t in tasks], width, label=system)
+        left = (place - (len(bars) - 1) / 2) * width
+        heights = [values.get(task, math.nan) for task in tasks]
+        axes.bar([left + number for number in range(len(tasks))], heights, width, label=system)
     axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
-    axes.set(ylabel="headline metric", title=summary.label, ylim=(0, 1))
-    axes.legend()
+    whole = len(tasks) + len(summary.missing)
+    axes.set(ylabel="headline metric", ylim=(0, 1), title=f"{summary.title}: {len(tasks)} of {whole} tasks")
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
 
 

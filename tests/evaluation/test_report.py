@@ -204,8 +204,9 @@ def test_pictures_are_drawn_without_a_display(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no result tells its latency"):
-        plot_trade_off(tmp_path / "x.png", {"mini": [PARTS]}, "latency")
+    for results in ({"mini": [PARTS]}, {"mini": [FULL], "other": [PARTS]}, {}):
+        with pytest.raises(DataError, match="no task for which every system tells its latency"):
+            plot_trade_off(tmp_path / "x.png", results, "latency")
 
 
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
