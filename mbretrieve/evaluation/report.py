@@ -107,6 +107,12 @@ class Published:
     table: str
 
 
+def reference_folder() -> Path:
+    """Where the published numbers lie: beside this file in an installed wheel, in eval/ in the source tree."""
+    installed = Path(__file__).parent / "reference"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "eval" / "reference"
+
+
 def read_published(folder: Path) -> list[Published]:
     """Read the reference tables (``*.csv``) of a folder; ``scale`` is what a perfect ``value`` would be, 1 or 100.
 

@@ -22,11 +22,11 @@ from mbretrieve.evaluation.report import (
     print_table,
     read_published,
     read_result,
+    reference_folder,
     summarise,
     write_result,
 )
 
-REFERENCES = Path(__file__).parents[2] / "eval" / "reference"
 
 
 def result(task: str, score: float, **fields: Any) -> TaskResult:
@@ -167,7 +167,7 @@ def test_a_suites_published_mean_never_stands_beside_a_partial_one() -> None:
 
 
 def test_the_reference_tables_are_read_and_sourced() -> None:
-    published = read_published(REFERENCES)
+    published = read_published(reference_folder())
     figures = {(p.model, p.task, p.metric): p.value for p in published}
     assert figures["ModernBERT-base ColBERT", "SciFact", "ndcg@10"] == pytest.approx(0.73)
     assert figures["ModernBERT-large ColBERT", "mldr", "ndcg@10"] == pytest.approx(0.804)
@@ -183,7 +183,7 @@ def test_the_reference_tables_are_read_and_sourced() -> None:
 )
 def test_the_transcribed_sets_average_to_the_transcribed_mean(model: str) -> None:
     """A slip in one of the fifteen would show: the paper's Tables 7 and 8 against its Table 1."""
-    figures = {p.task: p.value for p in read_published(REFERENCES) if p.model == model}
+    figures = {p.task: p.value for p in read_published(reference_folder()) if p.model == model}
     tasks = [task.name for task in suites.get("beir").tasks]
     assert sum(figures[task] for task in tasks) / 15 == pytest.approx(figures["beir"], abs=1e-3)
 
