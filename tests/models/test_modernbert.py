@@ -266,10 +266,12 @@ def test_a_new_model_is_drawn_as_transformers_draws_it() -> None:
 
 
 def test_import_is_light() -> None:
-    code = (
-        "import sys, torch, mbretrieve.models.modernbert as m; from mbretrieve.models.config import ModernBertConfig as C;"
-        "m.ModernBert(C(num_hidden_layers=1, hidden_size=8, num_attention_heads=1))(torch.ones(3).long(), [3]);"
-        "print([n for n in ('torch._dynamo', 'torch._inductor', 'sympy', 'transformers', 'faiss') if n in sys.modules])"
-    )
+    code = """
+import sys, torch
+from mbretrieve.models.config import ModernBertConfig
+from mbretrieve.models.modernbert import ModernBert
+ModernBert(ModernBertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1))(torch.ones(3).long(), [3])
+print([n for n in ("torch._dynamo", "torch._inductor", "sympy", "transformers", "faiss") if n in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
