@@ -28,7 +28,6 @@ from mbretrieve.evaluation.report import (
 )
 
 
-
 def result(task: str, score: float, **fields: Any) -> TaskResult:
     return TaskResult(
         task=task,
