@@ -118,7 +118,7 @@ def save(model: Checkpoint, folder: Path, layout: str | None = None) -> None:
     """Write a model folder in a layout by name, or the first of the table that can express the model.
 
     All is written beside the folder first, then moved in file by file, so that a crash leaves no half of a file.
-    Raises: ModelError naming what the layout cannot express, or why the folder cannot be written.
+    Raises: ModelError naming what the layouts cannot express, or why the folder cannot be written.
     """
     writer = _writer(model, layout)
     try:
@@ -169,13 +169,14 @@ def _writer(model: Checkpoint, name: str | None) -> Writer:
     }
     if name is not None and name not in writers:
         raise ModelError(f"layout is {name!r}, expected one that has {kind} models: {', '.join(writers)}")
-    for candidate, (write, obstacles) in writers.items():
-        reasons = list(obstacles(model))
-        if name in (None, candidate) and not reasons:
+    reasons = {}
+    for candidate in writers if name is None else (name,):
+        write, obstacles = writers[candidate]
+        reasons[candidate] = "; ".join(obstacles(model))
+        if not reasons[candidate]:
             return write
-        if name == candidate:
-            raise ModelError(f"layout {name} cannot express {'; '.join(reasons)}: leave layout out, or take another")
-    raise ModelError(f"no layout can express {'; '.join(reasons)}")
+    words = ". ".join(f"layout {layout} cannot express {reason}" for layout, reason in reasons.items())
+    raise ModelError(f"{words}: {'no layout can' if name is None else 'leave layout out, or name another'}")
 
 
 def _move_in(draft: Path, folder: Path) -> None:

@@ -83,7 +83,8 @@ class Tokenizer:
         backend = Backend.from_str(self._backend.to_str())
         backend.add_special_tokens([AddedToken(m, normalized=False) for m in markers if self.as_marker(m) is None])
         (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-        config = {key: value for key, value in self.config.items() if key not in _NOT_KEPT}
+        # Roles as strings: how their tokens match stands in tokenizer.json, and transformers refuses plain records.
+        config = {key: value for key, value in self.config.items() if key not in _NOT_KEPT} | self.roles
         # transformers 4 does not know the name that transformers 5 gives to a plain tokenizer.json.
         if config.get("tokenizer_class") in (None, "TokenizersBackend"):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
