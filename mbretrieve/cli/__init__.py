@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import click
 
@@ -21,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Any other exception is a bug and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # an old console's encoding lacks characters: escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app.main(arguments, prog_name="mbretrieve", standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that has gone is caught

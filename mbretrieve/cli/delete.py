@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mbretrieve.cli.indexing import remove
+from mbretrieve.cli.indexing import remove_all
 from mbretrieve.cli.options import index_option, yes_option
 from mbretrieve.cli.printable import printable
 from mbretrieve.cli.target import require
@@ -40,7 +40,7 @@ def _delete_index(index: Path, yes: bool) -> None:
     if not yes and not click.confirm(printable(f"Delete the index {index}?"), err=True):
         return
     with writer_lock(index):
-        remove(index)
+        remove_all(index)
     click.echo(printable(f"deleted {index}"))
 
 

@@ -13,10 +13,13 @@ from mbretrieve.cli.progress import progress_bars
 from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError, ModelError
 
 if TYPE_CHECKING:
-    from mbretrieve.corpus import Skipped, WalkOptions
+    from mbretrieve.corpus.records import Skipped, WalkOptions
     from mbretrieve.folder import Changes, SyncReport
     from mbretrieve.retriever import Retriever
     from mbretrieve.types import Encoder
+
+
+NEW, OLD = "new", "old"  # what an index is called beside its place while another model takes over
 
 
 def say(message: str) -> None:
@@ -33,9 +36,10 @@ def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: 
     """
     from dataclasses import replace
 
-    from mbretrieve.corpus import WalkOptions
+    from mbretrieve.corpus.records import WalkOptions
     from mbretrieve.folder import changes, options_of, roots_of
     from mbretrieve.index.catalogue import FILE
+    from mbretrieve.index.lock import writer_lock
     from mbretrieve.retriever import Retriever
 
     _finish_swap(index)
@@ -67,7 +71,10 @@ def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: 
         )
         return _make_again(index, [*dict.fromkeys([*covered.values(), *roots])], options, model, said)
     with retriever:
-        return sync_with_bars(retriever, roots, options, found)
+        report = sync_with_bars(retriever, roots, options, found)
+    with writer_lock(index):
+        remove(_beside(index, NEW))  # what a run with another model left, if one was given up
+    return report
 
 
 def sync_with_bars(
@@ -88,7 +95,8 @@ def sync_with_bars(
 
 
 def _make(index: Path, roots: Sequence[Path], options: "WalkOptions", choice: ModelChoice) -> "SyncReport":
-    from mbretrieve.corpus import Skipped, walk
+    from mbretrieve.corpus.records import Skipped
+    from mbretrieve.corpus.walk import walk
     from mbretrieve.retriever import Retriever
 
     skipped = Skipped()
@@ -129,14 +137,14 @@ def _make_again(
     from mbretrieve.index.lock import writer_lock
     from mbretrieve.retriever import Retriever
 
-    beside = _beside(index, "new")
+    beside = _beside(index, NEW)
     with writer_lock(index):  # nobody may add to what is about to go
         say(said)
         with _resume(beside, model) or Retriever.create(beside, model) as retriever:
             report = sync_with_bars(retriever, roots, options)
-        index.rename(_beside(index, "old"))
+        index.rename(_beside(index, OLD))
         beside.rename(index)
-    remove(_beside(index, "old"))
+    remove(_beside(index, OLD))
     return report
 
 
@@ -159,18 +167,25 @@ def _beside(index: Path, what: str) -> Path:
 
 def _finish_swap(index: Path) -> None:
     """Put the old index back where a kill hit between the two renames: the run that follows finds the new one ready."""
-    old = _beside(index, "old")
+    old = _beside(index, OLD)
     if old.exists() and not index.exists():
         old.rename(index)
-    elif old.exists():
-        remove(old)
+    remove(old)
+
+
+def remove_all(index: Path) -> None:
+    """Delete an index, and what an interrupted change of model left beside it."""
+    for folder in (index, _beside(index, NEW), _beside(index, OLD)):
+        remove(folder)
 
 
 def remove(index: Path) -> None:
-    """Delete an index: its own files, then the folder unless it holds others."""
+    """Delete an index if it is there: its own files, then the folder unless it holds others."""
     from mbretrieve.index.catalogue import FILE
     from mbretrieve.index.segments import FOLDER
 
+    if not index.exists():
+        return
     try:
         for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}.new", "lock"):
             (index / name).unlink(missing_ok=True)

@@ -106,7 +106,7 @@ def _list_all(as_json: bool) -> None:
     from mbretrieve.index.catalogue import FILE
 
     records = []
-    for catalogue in sorted(cache_folder().glob(f"*/{FILE}")):
+    for catalogue in sorted(cache_folder().glob(f"[!.]*/{FILE}")):
         try:
             records.append(describe(catalogue.parent, look=False))
         except MbretrieveError as error:  # one bad index does not hide the others
