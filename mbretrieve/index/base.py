@@ -163,7 +163,7 @@ class VectorIndex(ABC):
     ) -> list[list[Match]]:
         """Return for each query the best ``k`` documents (all, if there are fewer), best first; equal scores by id.
 
-        A document scores as its best window. ``where`` (see ``filters.compile_where``) and ``ids`` restrict what is ranked.
+        A document scores as its best window; ``where`` (``filters.compile_where``) and ``ids`` limit what is ranked.
         Raises: ValueError for k < 1; DataError for a query of another dim or a filter that does not parse.
         """
         _check_k(k)

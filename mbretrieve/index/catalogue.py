@@ -33,6 +33,9 @@ FORMAT = 1
 BUSY_SECONDS = 10.0
 MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
 
+# What SQLite says of a disk that is full or read-only; reading needs to write too, 32 KiB of shared memory.
+NOT_WRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+
 # A content is a text with its context, its windows and its words; documents of one content share it. So vectors are
 # found again by content hash, and a document whose metadata alone changed costs one row.
 SCHEMA = f"""
@@ -95,11 +98,13 @@ def translated(index: Path) -> Iterator[None]:
         code = _code(error)
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise IndexBusyError(f"{index} is in use by another process: try again when it is done") from error
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        if code in NOT_WRITABLE:
             raise IndexBusyError(
                 f"{index} cannot be used ({error}): see to its disk and its permissions; what was committed is safe"
             ) from error
         raise damaged(index, str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite quotes a damaged schema, and Python cannot read the quotation
+        raise damaged(index, "its schema is not text") from error
     except OSError as error:
         raise IndexBusyError(
             f"{index} cannot be used ({error.strerror or error}): see to its disk and its permissions; "
@@ -185,7 +190,7 @@ class Catalogue:
                 # Not mode=ro: the last reader to leave could not clean up after a killed writer.
                 return cls._reading(index, _connect(file, "mode=rw"), frozen=False)
             except sqlite3.OperationalError as error:
-                if _code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                if _code(error) not in NOT_WRITABLE:
                     raise
             # A folder that cannot be written: SQLite reads it only on the promise that nobody else writes it either.
             log = file.with_name(f"{FILE}-wal")

@@ -4,6 +4,7 @@ A segment is written in a folder whose name begins with a dot, made durable, ren
 names it.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.records import Layout
 
 BLOCK = 64 * 1024
+HEADER = 128
 FOLDER = "segments"
 OFFSETS = "offsets.npy"
 
@@ -55,12 +57,13 @@ class SegmentWriter:
         self._folder = index / FOLDER / f".{self.name}"
         self._folder.mkdir(parents=True)
         self._file: BinaryIO = (self._folder / layout.file).open("w+b")
-        self._header = self._write_header(0)
+        self._file.write(self._header(0))
         self._offsets = [0]
 
     def close(self) -> None:
         """Let go of the files; a segment that was not finished is removed."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take need not be taken now
+            self._file.close()
         shutil.rmtree(self._folder, ignore_errors=True)  # `finish` has renamed it
 
     @property
@@ -82,8 +85,7 @@ class SegmentWriter:
     def finish(self) -> list[SegmentFile]:
         """Make the segment durable under its final name; returns what the catalogue is to know of its files."""
         self._file.seek(0)
-        # numpy leaves room in a header for the length to grow, so that it can be known last.
-        assert self._write_header(self.tokens) == self._header
+        self._file.write(self._header(self.tokens))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -91,7 +93,8 @@ class SegmentWriter:
         if self._layout.many_rows:
             names.append(OFFSETS)
             with (self._folder / OFFSETS).open("wb") as file:
-                np.save(file, np.array(self._offsets, dtype="<i8"), allow_pickle=False)
+                offsets = np.array(self._offsets, dtype="<i8")
+                file.write(npy_header(np.int64, offsets.shape) + offsets.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
         files = [_describe(self._folder / name) for name in names]
@@ -100,11 +103,8 @@ class SegmentWriter:
         sync_folder(self._final.parent)
         return files
 
-    def _write_header(self, tokens: int) -> int:
-        descr = np.lib.format.dtype_to_descr(np.dtype(self._layout.dtype).newbyteorder("<"))
-        header = {"descr": descr, "fortran_order": False, "shape": (tokens, self._dim)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        return self._file.tell()
+    def _header(self, tokens: int) -> bytes:
+        return npy_header(self._layout.dtype, (tokens, self._dim))
 
 
 class Segment:
@@ -158,18 +158,24 @@ class Segment:
         size = path.stat().st_size
         if size != self._files[name].size:
             raise self._damaged(name, f"it has {size:,} bytes, not {self._files[name].size:,}")
-        try:
-            # Copy-on-write rather than read-only: torch warns of arrays that cannot be written. Nobody writes.
-            array = np.lib.format.open_memmap(path, mode="c")
-        except (ValueError, EOFError) as error:
-            raise self._damaged(name, "it is not a numpy file") from error
-        if array.shape != shape or array.dtype != dtype:
-            raise self._damaged(name, f"it holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+        with path.open("rb") as file:
+            # Compared, not read: what another wrote is not parsed, and shape and type are known from the catalogue.
+            if file.read(HEADER) != npy_header(dtype, shape):
+                raise self._damaged(name, f"it is not a file of {np.dtype(dtype)} {shape}")
+        # Copy-on-write rather than read-only: torch warns of arrays that cannot be written. Nobody writes.
+        array: np.memmap[Any, Any] = np.memmap(path, dtype=dtype, mode="c", offset=HEADER, shape=shape)
         self._maps[name] = array
         return array
 
     def _damaged(self, name: str, what: str) -> IndexFormatError:
         return IndexFormatError(f"{self._folder / name} is damaged: {what}; restore it from a copy, or index again")
+
+
+def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
+    """Return the first 128 bytes of a NumPy file (NEP 1, version 1.0), whatever the length: it can be written last."""
+    descr = np.dtype(dtype).newbyteorder("<").str
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text.ljust(HEADER - 11).encode() + b"\n"
 
 
 def segment_bytes(index: Path) -> int:

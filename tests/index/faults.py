@@ -1,0 +1,90 @@
+"""Helpers of the reliability tests: a small index to harm, and child processes that die, or may not write."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from mbretrieve.index import Entry, MultiVectorIndex
+
+NOBODY = 65534
+
+
+def entry(i: int, value: float, source: str | None = None) -> Entry:
+    text = f"document {i} says parse_arguments {value:g}"
+    vectors = [np.full((3, 4), value, np.float32), np.full((2, 4), value + 1, np.float32)]
+    spans = [(0, 10), (5, len(text))]
+    return Entry(f"d{i}", vectors, spans, text, f"file{i}.py", {"n": i, "lang": "en"}, source, f"h{i}-{value:g}")
+
+
+def make(path: Path, documents: int = 6) -> None:
+    """An index of two segments, with a source, some settings and a deleted document."""
+    with MultiVectorIndex.create(path, 4, {"name": "m"}) as index:
+        with index.writer() as writer:
+            writer.add([entry(i, i) for i in range(documents)])
+        with index.writer() as writer:
+            writer.add([entry(i, i, "s.py") for i in range(documents, 2 * documents)])
+            writer.set_source("s.py", {"size": 1})
+            writer.set_settings({"a": [1]})
+            writer.delete(["d1"])
+
+
+def everything(index: Any) -> Any:
+    """All that can be read from an index, to be compared."""
+    queries = [np.eye(4), -np.ones((1, 4))]
+    return (
+        list(index.scan()),
+        index.search(queries, 100),
+        index.search(queries, 3, where={"n": {"gte": 2}}),
+        index.lexical(["parse", "document 3 py"], 100),
+        index.sources(),
+        index.settings,
+        index.identity,
+    )
+
+
+def in_child(work: Callable[[], None], *, user: int | None = None) -> int:
+    """Run ``work`` in a forked child; returns its exit status, negative for the signal that ended it."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if user is not None and os.getuid() == 0:
+                os.setgid(user)
+                os.setuid(user)
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def dying_at(step: int, work: Callable[[], None]) -> Callable[[], None]:
+    """Make ``work`` kill its process, with nothing cleaned up, before the step-th call that index/ makes of C code:
+    every write, sync, rename, removal and SQL statement is one."""
+
+    def run() -> None:
+        seen = 0
+
+        def profile(frame: FrameType, event: str, arg: object) -> None:
+            nonlocal seen
+            if event == "c_call" and f"{os.sep}index{os.sep}" in frame.f_code.co_filename:
+                seen += 1
+                if seen == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(profile)
+        work()
+        sys.setprofile(None)
+        print(f"{seen} steps")
+
+    return run
