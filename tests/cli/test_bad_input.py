@@ -216,6 +216,30 @@ def test_a_read_only_index_answers_and_is_not_written(indexed: Path, mbretrieve:
     assert {path: path.read_bytes() for path in read_only.rglob("*") if path.is_file()} == before
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for a few hundred units."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only who may mount can have a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_loses_nothing_committed(repo: Path, small_disk: Path, mbretrieve: Command) -> None:
+    index = small_disk / "my.index"
+    assert mbretrieve("index", "app", "--index", index).status == 0
+    before = mbretrieve("search", QUESTION, "--index", index, "--json", "--no-refresh").out
+    for number in range(40):
+        words = [f"value_{number}_{i} = compute({number}, {i})" for i in range(400)]
+        (repo / f"app/large{number}.md").write_text("\n".join(words))
+    assert "what was committed is safe" in one_line(mbretrieve("index", "app", "--index", index))
+    assert mbretrieve("verify", "--index", index).status == 0
+    assert mbretrieve("search", QUESTION, "--index", index, "--json", "--no-refresh").out == before
+
+
 def test_a_place_that_cannot_be_written(repo: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MBRETRIEVE_CACHE", "/proc/no/such")
     one_line(mbretrieve("index", "."))

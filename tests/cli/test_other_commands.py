@@ -95,6 +95,30 @@ def test_deleting_an_index_leaves_other_files_in_its_folder(repo: Path, tmp_path
     assert [path.name for path in index.iterdir()] == ["notes.txt"]
 
 
+def test_an_index_made_in_python_has_no_paths(repo: Path, tmp_path: Path, mbretrieve: Command) -> None:
+    index = tmp_path / "my.index"
+    with package.Retriever.create(index, package.ColBERT.from_pretrained()) as retriever:
+        retriever.add(
+            [
+                package.Document("a", "Paris is in France.", {"lang": "en"}),
+                package.Document("b", "Rom liegt in Italien."),
+            ]
+        )
+    [hit] = json.loads(mbretrieve("search", "capital of France", "--index", index, "-k", 1, "--json").out)
+    assert hit["id"] == "a"
+    assert (hit["path"], hit["start_line"], hit["end_line"]) == (None, None, None)
+    assert hit["metadata"] == {"lang": "en"}
+    shown = mbretrieve("search", "capital of France", "--index", index, "-k", 1)
+    assert shown.out.startswith("a  ")
+    assert "Paris is in France." in shown.out
+    assert mbretrieve("search", "capital of France", "--index", index, "-k", 1, "-l").out == "a\n"
+    assert "what was added to it" in mbretrieve("status", "--index", index).out
+    assert "in no folder" in one_line(mbretrieve("index", "docs", "--index", index, "--kind", "dense"))
+    assert mbretrieve("index", "docs", "--index", index).status == 0
+    assert mbretrieve("delete", "b", "--index", index).out == "deleted 1 document\n"
+    assert json.loads(mbretrieve("search", "France", "--index", index, "-k", 1, "--json").out)[0]["id"] == "a"
+
+
 def test_verify_finds_a_changed_byte(indexed: Path, cache: Path, mbretrieve: Command) -> None:
     sound = mbretrieve("verify")
     assert (sound.status, sound.err) == (0, "")
@@ -153,6 +177,13 @@ def test_the_reader_may_leave_early(indexed: Path) -> None:
         assert process.stderr is not None
         process.stdout.close()  # as `| head -0` does
         assert process.stderr.read() == ""
+
+
+def test_an_encoding_that_lacks_characters(indexed: Path) -> None:
+    (indexed / "bell.py").write_text("def ring():\n    return '🔔 läutet'\n")
+    command = [sys.executable, "-m", "mbretrieve", "search", "ring", "--mode", "lexical"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=True)
+    assert b"\\U0001f514 l\xe4utet" in done.stdout
 
 
 def test_a_terminal_gets_colours_and_bars_but_no_escapes_of_others(indexed: Path) -> None:

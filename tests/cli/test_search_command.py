@@ -23,7 +23,9 @@ def test_a_question_finds_its_function(indexed: Path, mbretrieve: Command) -> No
     assert head.endswith("function read_config")
     assert any(line.startswith(">") for line in lines)
     assert lines[-1].strip(), "no blank lines at the end of a unit"
-    assert "     17          return DEFAULTS | parse_pairs(file.read())" in [line.replace(">", " ", 1) for line in lines]
+    assert "     17          return DEFAULTS | parse_pairs(file.read())" in [
+        line.replace(">", " ", 1) for line in lines
+    ]
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "semantic", "lexical"])
