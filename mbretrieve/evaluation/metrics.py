@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
+from mbretrieve.types import Run
 
 Values = NDArray[np.float64]
 
@@ -94,6 +95,34 @@ def evaluate(
         unjudged=len(qrels) - len(judged),
         missing=sum(query not in run for query in judged),
     )
+
+
+def without_own(run: Mapping[str, Mapping[str, float]]) -> Run:
+    """Drop the document that has its query's own id: in ArguAna and Quora the queries are documents of the corpus."""
+    return {
+        query: {document: score for document, score in scores.items() if document != query}
+        for query, scores in run.items()
+    }
+
+
+def agreement(run: Mapping[str, Mapping[str, float]], exact: Mapping[str, Mapping[str, float]], k: int) -> float:
+    """The share of exact search's first ``k`` documents that an index has in its own first ``k``, a mean over queries.
+
+    A document that ties with the last of the exact ones is as good as it and counts. Raises: ValueError for k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k is at least 1, not {k}")
+    shares = []
+    for query, scores in exact.items():
+        if not scores:
+            continue
+        wanted = min(k, len(scores))
+        last = sorted(scores.values(), reverse=True)[wanted - 1]
+        good = {document for document, score in scores.items() if score >= last}
+        found = run.get(query, {})
+        first = sorted(found, key=lambda document: (found[document], document), reverse=True)[:k]
+        shares.append(min(wanted, len(good.intersection(first))) / wanted)
+    return sum(shares) / len(shares) if shares else 1.0
 
 
 def _collect(run: Mapping[str, Mapping[str, float]], judged: Mapping[str, Mapping[str, int]]) -> _Judged:

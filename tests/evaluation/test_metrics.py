@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ir_measures import AP, RR, P, R, Success, nDCG
 
 from mbretrieve.errors import DataError
-from mbretrieve.evaluation.metrics import evaluate
+from mbretrieve.evaluation.metrics import agreement, evaluate, without_own
 from mbretrieve.types import Qrels, Run
 
 CUTS = (1, 3, 10, 100)
@@ -167,3 +167,32 @@ def test_a_cut_off_of_zero_is_a_mistake() -> None:
 def test_a_score_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(DataError, match="'q' has a score that is not a number"):
         evaluate({"q": {"a": math.nan, "b": 1.0}}, {"q": {"b": 1}})
+
+
+def test_a_querys_own_document_is_dropped() -> None:
+    run = {"a": {"a": 9.0, "b": 1.0}, "c": {"b": 1.0}, "d": {"d": 1.0}}
+    assert without_own(run) == {"a": {"b": 1.0}, "c": {"b": 1.0}, "d": {}}
+    assert run["a"] == {"a": 9.0, "b": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("found", "share"),
+    [
+        ({"q": {"a": 3.0, "b": 2.0}}, 1.0),
+        ({"q": {"b": 2.0, "z": 9.0}}, 0.5),
+        ({"q": {"a": 3.0, "c": 2.0}}, 1.0),  # c ties with b in exact search
+        ({"q": {"b": 2.0, "c": 2.0, "a": 1.0}}, 1.0),  # only the first k count, and they are as good
+        ({"q": {}}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_agreement_with_exact_search(found: Run, share: float) -> None:
+    assert agreement(found, {"q": {"a": 3.0, "b": 2.0, "c": 2.0, "d": 1.0}, "empty": {}}, k=2) == share
+
+
+def test_agreement_of_a_run_with_itself_is_whole() -> None:
+    run, _ = random_case(3)
+    assert agreement(run, run, k=10) == 1.0
+    assert agreement({}, {}, k=10) == 1.0
+    with pytest.raises(ValueError, match="at least 1"):
+        agreement(run, run, k=0)
