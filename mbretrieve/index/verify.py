@@ -53,7 +53,7 @@ def verify(catalogue: Catalogue) -> list[str]:
 def _database(catalogue: Catalogue) -> Iterator[str]:
     for (line,) in catalogue.rows("PRAGMA integrity_check(20)"):
         if line != "ok":
-            yield f"{FILE}: {line}"
+            yield f"{FILE}: {' '.join(line.split())}"
 
 
 def _rows(catalogue: Catalogue) -> Iterator[str]:

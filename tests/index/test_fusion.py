@@ -1,0 +1,26 @@
+"""Fusion, on rankings small enough to add up by hand."""
+
+import pytest
+
+from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
+
+
+def test_weighted_sum_divides_each_ranking_by_its_best() -> None:
+    joined = weighted_sum({"a": 8.0, "b": 4.0, "c": -2.0}, {"b": 10.0, "d": 5.0}, weight=0.5)
+    assert joined == pytest.approx({"a": 1.0, "b": 0.5 + 0.5, "c": -0.25, "d": 0.25})
+
+
+def test_weighted_sum_of_nothing_or_zeros() -> None:
+    assert weighted_sum({}, {}, 1.0) == {}
+    assert weighted_sum({"a": 0.0}, {"b": 0.0}, 1.0) == {"a": 0.0, "b": 0.0}
+    assert weighted_sum({"a": -4.0, "b": -2.0}, {}, 1.0) == {"a": -1.0, "b": -0.5}
+
+
+def test_reciprocal_ranks_are_added() -> None:
+    joined = reciprocal_rank_fusion([{"a": 3.0, "b": 2.0}, {"b": 9.0, "c": 9.0}], [1.0, 0.5])
+    assert joined == pytest.approx({"a": 1 / 61, "b": 1 / 62 + 0.5 / 61, "c": 0.5 / 62})
+
+
+def test_each_ranking_needs_a_weight() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        reciprocal_rank_fusion([{"a": 1.0}], [])
