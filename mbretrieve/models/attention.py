@@ -44,7 +44,7 @@ class Run(NamedTuple):
         tokens = (self.texts - 1) * self.length + self.span
         cut = stream[self.start : self.start + tokens]
         if len(cut) < tokens:  # the stream ends with this run
-            cut = F.pad(cut, (0, 0, 0, 0, 0, tokens - len(cut)))
+            cut = _padded(cut, 0, tokens - len(cut))
         return cut.unfold(0, self.span, self.length).transpose(2, 3)
 
 
@@ -159,12 +159,17 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, band: Tensor, window: 
     """
     blocks, _, block, span = band.shape
     tail = blocks * block - len(query)
-    q = F.pad(query, (0, 0, 0, 0, 0, tail)).view(blocks, block, *query.shape[1:]).transpose(1, 2)
-    k, v = (
-        F.pad(x, (0, 0, 0, 0, window, tail + window)).unfold(0, span, block).transpose(2, 3) for x in (key, value)
-    )  # (blocks, heads, span, head_dim)
+    q = _padded(query, 0, tail).view(blocks, block, *query.shape[1:]).transpose(1, 2)
+    k, v = (_padded(x, window, tail + window).unfold(0, span, block).transpose(2, 3) for x in (key, value))
+    # q: (blocks, heads, block, head_dim); k and v: (blocks, heads, span, head_dim)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=band, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(0, 1)[: len(query)]
+
+
+def _padded(stream: Tensor, before: int, after: int) -> Tensor:
+    """Add rows of zeros at both ends. F.pad would fill the whole of the new stream first, to no purpose."""
+    rows = stream.new_zeros(max(before, after), *stream.shape[1:])
+    return torch.cat((rows[:before], stream, rows[:after]))
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, window: int | None, dropout: float) -> Tensor:
