@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from mbretrieve.cli import main
 
@@ -78,6 +79,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("MBRETRIEVE_CACHE", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "1"
+    )  # tests run beside each other: threads that wait for a core burn the others
     return folder
 
 
@@ -99,6 +103,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Pristine:
         path.write_text(text)
     (made.repo / ".git").mkdir()
     shutil.copytree(made.repo, made.place)
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MBRETRIEVE_CACHE", str(made.cache))
         assert main(["index", str(made.place)]) == 0
