@@ -43,7 +43,7 @@ def test_command_blocks_run(place: Path) -> None:
     for command in commands:
         arguments = shlex.split(command)[1:]
         done = subprocess.run(
-            [sys.executable, "-c", "from mbretrieve.cli import main; main()", *arguments],
+            [sys.executable, "-m", "mbretrieve", *arguments],
             cwd=place / "repo",
             env=environment,
             capture_output=True,

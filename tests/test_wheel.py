@@ -40,7 +40,7 @@ def test_the_installed_wheel_indexes_and_searches(wheel: Path, tmp_path: Path) -
         [sys.executable, "-c", check], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     assert Path(found.stdout.strip()).is_relative_to(site)
-    run = [sys.executable, "-c", "from mbretrieve.cli import main; main()"]
+    run = [sys.executable, "-m", "mbretrieve"]
     subprocess.run([*run, "index", "notes"], cwd=tmp_path, env=environment, check=True, capture_output=True)
     answer = subprocess.run(
         [*run, "search", "how to make a loaf", "notes"],
