@@ -1,4 +1,4 @@
-"""``python -m mbretrieve``."""
+"""``python -m mbretrieve``, where the script is not on the path. Python then imports from the current folder first."""
 
 import sys
 

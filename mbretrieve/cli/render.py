@@ -39,9 +39,9 @@ def print_json(hits: "Sequence[Hit]", path_of: PathOf) -> None:
     click.echo(json.dumps(records, indent=2))
 
 
-def print_paths(hits: "Sequence[Hit]", path_of: PathOf) -> None:
-    """Print each file once, in the order of its best hit."""
-    for path in dict.fromkeys(path_of(hit) or hit.id for hit in hits):
+def print_paths(hits: "Sequence[Hit]", path_of: PathOf, k: int) -> None:
+    """Print the first ``k`` files, each once, in the order of its best hit."""
+    for path in list(dict.fromkeys(path_of(hit) or hit.id for hit in hits))[:k]:
         click.echo(printable(path))
 
 

@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 
 Mode = Literal["hybrid", "semantic", "lexical"]
 
+UNITS_A_FILE = 20  # for -l: the best units often stand in few files
+
 
 @click.command("search")
 @click.argument("query")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @index_option
-@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many units.")
+@click.option("-k", type=click.IntRange(min=1), metavar="N", default=10, show_default=True, help="How many units.")
 @click.option("-n", "context", type=click.IntRange(min=0), metavar="N", help="Show N lines around each best line.")
-@click.option("-l", "paths_only", is_flag=True, help="Print the paths of the files only, each once.")
+@click.option("-l", "paths_only", is_flag=True, help="Print only the paths, each once: the best -k files.")
 @click.option(
     "--mode",
     type=click.Choice(["hybrid", "semantic", "lexical"]),
@@ -103,12 +105,13 @@ def command(
             ids = matching if ids is None else ids & matching
         if mode != "lexical":
             _say_if_cut(retriever, query)
-        hits = retriever.search([query], k, where=conditions, ids=ids, mode=mode)[0] if ids is None or ids else []
+        wanted = k * UNITS_A_FILE if paths_only and not as_json else k
+        hits = retriever.search([query], wanted, where=conditions, ids=ids, mode=mode)[0] if ids is None or ids else []
         naming = path_of(retriever.index)
         if as_json:
             print_json(hits, naming)
         elif paths_only:
-            print_paths(hits, naming)
+            print_paths(hits, naming, k)
         elif hits:
             print_hits(hits, best_lines(retriever, query, hits, pattern, mode == "lexical"), context, naming)
         if not hits:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mbretrieve.cli.refresh import FEW_FILES
+from mbretrieve.cli.refresh import FEW_BYTES, FEW_FILES
+from mbretrieve.cli.snippet import WHOLE_UNIT
 from tests.cli.conftest import Command, one_line
 
 QUESTION = "where is the configuration file read"
@@ -49,6 +50,7 @@ def test_paths_come_once_in_order(indexed: Path, mbretrieve: Command) -> None:
     listed = mbretrieve("search", QUESTION, "-l", "-k", 99).out.split()
     assert listed == list(dict.fromkeys(paths(mbretrieve("search", QUESTION, "--json", "-k", 99).out)))
     assert sorted(listed) == ["app/config.py", "app/net.py", "docs/guide.md"]
+    assert mbretrieve("search", QUESTION, "-l", "-k", 2).out.split() == listed[:2], "-k counts files"
 
 
 def test_k_over_the_corpus_gives_every_unit(indexed: Path, mbretrieve: Command) -> None:
@@ -141,6 +143,12 @@ def test_a_long_unit_is_shown_around_its_best_lines(indexed: Path, mbretrieve: C
     assert len(shown) < 40
     exact = mbretrieve("search", "boil noodles in salted water", "-k", 1, "-n", 0).out.splitlines()[1:]
     assert all(line.startswith(">") or line == "  ..." for line in exact)
+
+
+def test_the_help_names_the_bounds(mbretrieve: Command) -> None:
+    text = " ".join(mbretrieve("search", "--help").out.split())
+    assert f"at most {FEW_FILES} files, of at most {FEW_BYTES // 1000} kB together" in text
+    assert f"more than {WHOLE_UNIT} lines" in text
 
 
 def test_lines_that_match_the_expression_are_marked(indexed: Path, mbretrieve: Command) -> None:
