@@ -55,21 +55,15 @@ def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: 
                 return sync_with_bars(retriever, roots, options, found)
         model = choice.load(retriever.identity)
         held = retriever.identity
-        in_folders = sum(len(retriever.index.source_ids(name)) for name in retriever.index.sources())
-        others = retriever.status()["documents"] - in_folders
     try:
         retriever = Retriever.open(index, model)
     except ModelError:
-        if others:
-            raise ModelError(
-                f"{index} also holds {others:,} documents that are in no folder: only who added them can index them "
-                f"again with {model.identity.name}; name another place with --index"
-            ) from None
+        _refuse_others(index, model)
         said = (
             f"{index} holds vectors of {held.name} ({held.kind}): indexing again with {model.identity.name} "
             f"({model.identity.kind})"
         )
-        return _make_again(index, [*dict.fromkeys([*covered.values(), *roots])], options, model, said)
+        return _make_again(index, [*covered.values(), *roots], options, model, said)
     with retriever:
         report = sync_with_bars(retriever, roots, options, found)
     with writer_lock(index):
@@ -142,10 +136,28 @@ def _make_again(
         say(said)
         with _resume(beside, model) or Retriever.create(beside, model) as retriever:
             report = sync_with_bars(retriever, roots, options)
-        index.rename(_beside(index, OLD))
-        beside.rename(index)
+        try:
+            index.rename(_beside(index, OLD))
+            beside.rename(index)
+        except OSError as error:
+            raise IndexBusyError(
+                f"{index} cannot be replaced ({error.strerror}): name a place with --index that can be renamed"
+            ) from error
     remove(_beside(index, OLD))
     return report
+
+
+def _refuse_others(index: Path, model: "Encoder") -> None:
+    """Raise ModelError if the index holds documents that indexing its folders again would not bring back."""
+    from mbretrieve.index import open_index
+
+    with open_index(index) as opened:
+        others = len(opened) - sum(len(opened.source_ids(name)) for name in opened.sources())
+    if others:
+        raise ModelError(
+            f"{index} also holds {others:,} documents that are in no folder: only who added them can index them "
+            f"again with {model.identity.name}; name another place with --index"
+        )
 
 
 def _resume(beside: Path, model: "Encoder") -> "Retriever | None":

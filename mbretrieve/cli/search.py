@@ -93,7 +93,7 @@ def command(
     """
     if not query.strip():
         raise DataError("the query is empty: say in a few words what you look for")
-    conditions, pattern = parse_where(where), _compile(regex)
+    conditions, pattern = parse_where(where) or None, _compile(regex)
     choice = ModelChoice(model, kind, device, dtype)
     target = _target(path, index, choice, yes)
     with _open(target, choice, yes) as retriever:
@@ -103,8 +103,7 @@ def command(
         if pattern is not None:
             matching = retriever.matching(pattern, conditions)
             ids = matching if ids is None else ids & matching
-        if mode != "lexical":
-            _say_if_cut(retriever, query)
+        _say_if_cut(retriever, query, mode)
         wanted = k * UNITS_A_FILE if paths_only and not as_json else k
         hits = retriever.search([query], wanted, where=conditions, ids=ids, mode=mode)[0] if ids is None or ids else []
         naming = path_of(retriever.index)
@@ -132,6 +131,8 @@ def _target(path: Path | None, index: Path | None, choice: ModelChoice, yes: boo
     from mbretrieve.folder import default_index
 
     found = find(path, index)
+    if found is not None and not found.named and not _has_begun(found.index):
+        found = None
     if found is None and not yes:
         raise DataError(f"{no_index(path, index)}, or add --yes")
     if found is None:
@@ -139,6 +140,15 @@ def _target(path: Path | None, index: Path | None, choice: ModelChoice, yes: boo
         found = Target(index or default_index(place), index is not None, None)
         _make(found.index, [place], choice)
     return found
+
+
+def _has_begun(index: Path) -> bool:
+    """Tell whether the run that made this index of a folder lived to commit anything."""
+    from mbretrieve.folder import roots_of
+    from mbretrieve.index import open_index
+
+    with open_index(index) as opened:
+        return bool(roots_of(opened))
 
 
 def _make(index: Path, roots: Sequence[Path], choice: ModelChoice) -> None:
@@ -168,9 +178,14 @@ def _open(target: Target, choice: ModelChoice, yes: bool) -> "Retriever":
     return Retriever.open(target.index, **choice.loading)
 
 
-def _say_if_cut(retriever: "Retriever", query: str) -> None:
+def _say_if_cut(retriever: "Retriever", query: str, mode: Mode) -> None:
+    from mbretrieve.index.words import MAX_TERMS, tokenize
+
     length = retriever.identity.query_length
-    if len(query) > length:  # a token has at least one character
-        tokens = len(retriever.model.token_offsets([query])[0])
-        if tokens > length:
-            say(f"the query has {tokens:,} tokens: the model reads the first {length}, its own markers among them")
+    if len(query) <= min(length, MAX_TERMS):  # a token has at least one character
+        return
+    if mode == "lexical":
+        if (words := len(set(tokenize(query)))) > MAX_TERMS:
+            say(f"the query has {words:,} different words: the first {MAX_TERMS} are searched")
+    elif (tokens := len(retriever.model.token_offsets([query])[0])) > length:
+        say(f"the query has {tokens:,} tokens: the model reads the first {length}, its own markers among them")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import mbretrieve as package
+from mbretrieve.folder import default_index
 from tests.cli.conftest import Command, one_line
 
 QUESTION = "where is the configuration file read"
@@ -82,6 +84,14 @@ def catalogue(cache: Path) -> Path:
 
 
 ALL = (["index", "."], ["search", QUESTION], ["status"], ["verify"], ["delete", "id"])
+
+
+def test_an_index_whose_first_run_died_at_once(repo: Path, mbretrieve: Command) -> None:
+    place = default_index(repo)
+    place.parent.mkdir()
+    package.Retriever.create(place, package.ColBERT.from_pretrained()).close()
+    assert "mbretrieve index" in one_line(mbretrieve("search", QUESTION))
+    assert mbretrieve("search", QUESTION, "--yes", "-k", 1, "-l").out == "app/config.py\n"
 
 
 def test_an_index_of_a_newer_format(indexed: Path, cache: Path, mbretrieve: Command) -> None:
@@ -176,6 +186,8 @@ def test_a_very_long_query_is_cut_and_says_so(indexed: Path, mbretrieve: Command
     assert "the model reads the first" in result.err
     assert result.err.count("\n") == 1
     assert mbretrieve("search", "ab" * 50_000, "-k", 1, "--mode", "lexical").status == 0
+    words = " ".join(f"word{number}" for number in range(9_000)) + " config"
+    assert "different words" in mbretrieve("search", words, "--mode", "lexical").err
 
 
 @pytest.fixture
