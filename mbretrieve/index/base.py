@@ -236,7 +236,7 @@ class VectorIndex(ABC):
     def sources(self) -> dict[str, dict[str, Any]]:
         """Return the state of every source."""
         rows = self._catalogue.rows("SELECT name, state, checksum FROM sources ORDER BY name")
-        if any(checksum(name, state) != sum for name, state, sum in rows):
+        if any(checksum(name, state) != kept for name, state, kept in rows):
             raise damaged(self.path, "the state of a source was changed")
         return {name: json.loads(state) for name, state, _ in rows}
 

@@ -70,7 +70,8 @@ WINDOW_COLUMNS = "content, window, segment, row, tokens, start, stop"
 
 def checksum(*fields: str | int | None) -> bytes:
     """Hash the fields of a row (blake2b, 16 bytes), as the catalogue keeps it beside them."""
-    return blake2b(json.dumps(fields).encode(), digest_size=16).digest()
+    # A changed byte can give a value another type, bytes for one; that must differ, not fail.
+    return blake2b(json.dumps(fields, default=repr).encode(), digest_size=16).digest()
 
 
 def window_checksums(windows: Integers) -> Integers:
@@ -305,13 +306,19 @@ class Catalogue:
             for key, name, rows, tokens in self.rows("SELECT key, name, rows, tokens FROM segments ORDER BY key")
         ]
 
+    def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a query, few at a time in memory."""
+        with self._lock, translated(self.index):
+            yield from self.connection.execute(sql)
+            self._check_frozen()
+
     def word_places(self) -> Iterator[tuple[str, int, int]]:
         """Yield every word of the full-text index with its content and its place there."""
         with self._lock, translated(self.index):
             self.connection.execute("PRAGMA query_only = OFF")  # a temporary table is no writing
             self.connection.execute("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, words, instance)")
             try:
-                yield from self.connection.execute("SELECT term, doc, offset FROM temp.places")
+                yield from self.stream("SELECT term, doc, offset FROM temp.places")
             finally:
                 self.connection.execute("DROP TABLE temp.places")
                 self.connection.execute("PRAGMA query_only = ON")
@@ -338,7 +345,7 @@ class Catalogue:
                 f"{self.index} has index format {found}; this version reads format {FORMAT}: {advice}"
             )
         rows = self.connection.execute("SELECT name, value, checksum FROM meta").fetchall()
-        if any(checksum(name, value) != sum for name, value, sum in rows):
+        if any(checksum(name, value) != kept for name, value, kept in rows):
             raise damaged(self.index, "its description was changed")
         self._meta = {name: json.loads(value) for name, value, _ in rows}
         if missing := {"kind", "dim", "identity", "generation", "settings"} - set(self._meta):

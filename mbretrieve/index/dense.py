@@ -39,7 +39,7 @@ class DenseIndex(VectorIndex):
         out = np.empty((len(queries), len(positions)), dtype=np.float32)
         stacked = torch.from_numpy(np.concatenate(queries))
         for some, vectors in _blocks(view, positions):
-            out[:, some] = cosine(stacked, torch.from_numpy(vectors)).numpy()
+            out[:, some] = cosine(stacked, torch.tensor(vectors)).numpy()
         return out
 
     def _candidates(self, view: View, queries: list[NDArray[np.float32]], positions: Integers, k: int) -> list[Found]:

@@ -1,5 +1,6 @@
 """The index for late interaction: many vectors a window, ranked by exact MaxSim over memory-mapped tokens."""
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +41,11 @@ class MultiVectorIndex(VectorIndex):
         out = np.empty((len(queries), len(positions)), dtype=np.float32)
         tensors = [torch.from_numpy(query) for query in queries]
         for segment, some, rows in view.by_segment(positions):
-            tokens, offsets = torch.from_numpy(segment.vectors), torch.from_numpy(segment.offsets)
+            with warnings.catch_warnings():
+                # torch warns of arrays that cannot be written. Mapped copy-on-write they could be, but the kernel would
+                # then count a segment as memory, and refuse one larger than there is.
+                warnings.simplefilter("ignore", UserWarning)
+                tokens, offsets = torch.from_numpy(segment.vectors), torch.from_numpy(segment.offsets)
             out[:, some] = maxsim_ragged_batch(tensors, tokens, offsets, rows).numpy()
         return out
 

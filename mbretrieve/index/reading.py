@@ -20,8 +20,8 @@ def keys_by_id(catalogue: Catalogue, ids: Collection[str]) -> dict[str, int]:
 def ids_by_key(catalogue: Catalogue, keys: Collection[int]) -> dict[int, str]:
     """Return the ids of the documents that are there."""
     rows = catalogue.rows_among("SELECT key, id, content, source, metadata, checksum FROM documents WHERE key", keys)
-    for _, *fields, sum in rows:
-        if checksum(*fields) != sum:
+    for _, *fields, kept in rows:
+        if checksum(*fields) != kept:
             raise damaged(catalogue.index, f"the row of document {fields[0]!r} was changed")
     return {row[0]: row[1] for row in rows}
 
@@ -52,8 +52,8 @@ def read_documents(catalogue: Catalogue, keys: Collection[int]) -> list[Document
         " JOIN contents ON contents.key = documents.content WHERE documents.key",
         keys,
     )
-    for key, _, *fields, sum in rows:
-        if checksum(*fields) != sum:
+    for key, _, *fields, kept in rows:
+        if checksum(*fields) != kept:
             raise damaged(catalogue.index, f"the text of document {ids[key]!r} was changed")
     found = {key: Document(ids[key], text, json.loads(data), context) for key, data, _, context, text, _ in rows}
     if missing := set(ids) - set(found):

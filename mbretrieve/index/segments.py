@@ -162,8 +162,7 @@ class Segment:
             # Compared, not read: what another wrote is not parsed, and shape and type are known from the catalogue.
             if file.read(HEADER) != npy_header(dtype, shape):
                 raise self._damaged(name, f"it is not a file of {np.dtype(dtype)} {shape}")
-        # Copy-on-write rather than read-only: torch warns of arrays that cannot be written. Nobody writes.
-        array: np.memmap[Any, Any] = np.memmap(path, dtype=dtype, mode="c", offset=HEADER, shape=shape)
+        array: np.memmap[Any, Any] = np.memmap(path, dtype=dtype, mode="r", offset=HEADER, shape=shape)
         self._maps[name] = array
         return array
 

@@ -35,6 +35,7 @@ class Writer:
             stack.enter_context(writer_lock(index))
             self._catalogue = Catalogue.open_to_write(index)
             stack.callback(self._catalogue.close)
+            sweep(index, [segment.name for segment in self._catalogue.segments()])
             self._held = stack.pop_all()
         self._database = self._catalogue.connection
         self._layout, self._dim = LAYOUTS[self._catalogue.kind], self._catalogue.dim
@@ -43,7 +44,6 @@ class Writer:
         self._touched: set[int] = set()  # contents that a document left; dropped at commit if none came back
         self._failed = False
         self._changes = self._database.total_changes  # as it was when the transaction began
-        sweep(index, [segment.name for segment in self._catalogue.segments()])
 
     def __enter__(self) -> Self:
         return self
@@ -198,8 +198,8 @@ class Writer:
         segment = self._open_segment()
         row = segment.append(vectors)
         place = (content, window, self._segment_key, row, len(vectors), *span)
-        sum = int(window_checksums(np.array([place], dtype=np.int64))[0])
-        self._database.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*place, sum))
+        hashed = int(window_checksums(np.array([place], dtype=np.int64))[0])
+        self._database.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*place, hashed))
         self._count_live(self._segment_key, 1, len(vectors))
 
     def _count_live(self, segment: int, rows: int, tokens: int) -> None:

@@ -4,16 +4,18 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 
 from mbretrieve.errors import MbretrieveError
 from mbretrieve.index.catalogue import FILE, Catalogue, checksum
-from mbretrieve.index.filters import stored_value
+from mbretrieve.index.filters import SqlValue, stored_value
 from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import Segment
 from mbretrieve.index.view import load_view
 from mbretrieve.index.words import content_words
+from mbretrieve.types import Metadata
 
-PAGE = 1000
+DOCUMENTS = "SELECT key, id, content, source, metadata, checksum FROM documents"
 
 # What must hold between the tables: each query counts the rows that break a rule.
 RULES = {
@@ -22,15 +24,9 @@ RULES = {
     "texts without a window": "SELECT count(*) FROM contents WHERE key NOT IN (SELECT content FROM windows)",
     "windows without a text": "SELECT count(*) FROM windows WHERE content NOT IN (SELECT key FROM contents)",
     "windows that share their vectors": "SELECT count(*) - count(DISTINCT segment || '/' || row) FROM windows",
-    "texts without words": "SELECT count(*) FROM contents WHERE key NOT IN (SELECT id FROM words_docsize)",
-    "words without a text": "SELECT count(*) FROM words_docsize WHERE id NOT IN (SELECT key FROM contents)",
-    "metadata without a document": "SELECT count(*) FROM metadata WHERE document NOT IN (SELECT key FROM documents)",
     "segments with a wrong count of live windows": (
         "SELECT count(*) FROM segments WHERE live_rows != (SELECT count(*) FROM windows WHERE segment = key)"
         " OR live_tokens != (SELECT coalesce(sum(tokens), 0) FROM windows WHERE segment = key)"
-    ),
-    "filter entries too many": (
-        "SELECT count(*) - (SELECT count(*) FROM documents, json_each(documents.metadata)) FROM metadata"
     ),
     "files of no segment": "SELECT count(*) FROM files WHERE segment NOT IN (SELECT key FROM segments)",
 }
@@ -38,7 +34,7 @@ RULES = {
 
 def verify(catalogue: Catalogue) -> list[str]:
     """Return what is wrong with the generation that ``catalogue`` reads, one line each."""
-    checks = (_database, _rows, _rules, _words, _segments, _view)
+    checks = (_database, _rows, _rules, _filters, _words, _segments, _view)
     problems: list[str] = []
     for check in checks:
         try:
@@ -57,32 +53,15 @@ def _database(catalogue: Catalogue) -> Iterator[str]:
 
 
 def _rows(catalogue: Catalogue) -> Iterator[str]:
-    yield from _pages(catalogue, "contents", "hash, context, text", "the text of content")
-    yield from _pages(catalogue, "documents", "id, content, source, metadata", "the row of document")
-    for name, state, sum in catalogue.rows("SELECT name, state, checksum FROM sources"):
-        if checksum(name, state) != sum:
+    for key, *fields, kept in catalogue.stream("SELECT key, hash, context, text, checksum FROM contents"):
+        if checksum(*fields) != kept:
+            yield f"{FILE}: content {key} was changed"
+    for key, *fields, kept in catalogue.stream(DOCUMENTS):
+        if checksum(*fields) != kept:
+            yield f"{FILE}: the row of document {fields[0] or key!r} was changed"
+    for name, state, kept in catalogue.stream("SELECT name, state, checksum FROM sources"):
+        if checksum(name, state) != kept:
             yield f"{FILE}: the state of source {name!r} was changed"
-
-
-def _pages(catalogue: Catalogue, table: str, columns: str, what: str) -> Iterator[str]:
-    last = -1
-    while page := catalogue.rows(
-        f"SELECT key, {columns}, checksum FROM {table} WHERE key > ? ORDER BY key LIMIT ?",  # noqa: S608 - constants
-        (last, PAGE),
-    ):
-        for key, *fields, sum in page:
-            if checksum(*fields) != sum:
-                yield f"{FILE}: {what} {fields[0] or key!r} was changed"
-            elif table == "documents":
-                yield from _metadata(catalogue, key, fields)
-        last = page[-1][0]
-
-
-def _metadata(catalogue: Catalogue, key: int, fields: list[str]) -> Iterator[str]:
-    for name, value in json.loads(fields[3]).items():
-        parameters = (name, stored_value(value), key)
-        if not catalogue.rows("SELECT 1 FROM metadata WHERE name = ? AND value = ? AND document = ?", parameters):
-            yield f"{FILE}: the filter entry {name!r} of document {fields[0]!r} is missing"
 
 
 def _rules(catalogue: Catalogue) -> Iterator[str]:
@@ -92,23 +71,60 @@ def _rules(catalogue: Catalogue) -> Iterator[str]:
             yield f"{FILE}: {count} {what}"
 
 
+def _filters(catalogue: Catalogue) -> Iterator[str]:
+    """Compare the filters' table with the documents' metadata: for each document a sum over its entries."""
+    stored: defaultdict[int, int] = defaultdict(int)
+    for name, value, document in catalogue.stream("SELECT name, value, document FROM metadata"):
+        stored[document] += _entry_crc(name, value)
+    for key, *fields, kept in catalogue.stream(DOCUMENTS):
+        if checksum(*fields) != kept:
+            stored.pop(key, None)  # said by _rows
+        elif stored.pop(key, 0) != _entries_sum(json.loads(fields[-1])):
+            yield f"{FILE}: the filter entries of document {fields[0]!r} were changed"
+    if stored:
+        yield f"{FILE}: {len(stored)} documents that are not there have filter entries"
+
+
+def _entries_sum(metadata: Metadata) -> int:
+    return sum(_entry_crc(name, stored_value(value)) for name, value in metadata.items())
+
+
+def _entry_crc(name: str, value: SqlValue) -> int:
+    return zlib.crc32(repr((name, value)).encode())
+
+
 def _words(catalogue: Catalogue) -> Iterator[str]:
-    """Compare the full-text index with the texts: for each text a sum over its words and their places."""
+    """Compare the full-text index with the texts: each one's length, and a sum over its words and their places."""
     stored: defaultdict[int, int] = defaultdict(int)
     for word, content, place in catalogue.word_places():
-        stored[content] += _word_sum(word, place)
-    last = -1
-    while page := catalogue.rows(
-        "SELECT key, context, text FROM contents WHERE key > ? ORDER BY key LIMIT ?", (last, PAGE)
+        stored[content] += (place + 1) * _word_crc(word)
+    texts = total = 0
+    for key, context, text, size in catalogue.stream(
+        "SELECT key, context, text, sz FROM contents LEFT JOIN words_docsize ON id = key"
     ):
-        for key, context, text in page:
-            if stored[key] != sum(_word_sum(word, place) for place, word in enumerate(content_words(context, text))):
-                yield f"{FILE}: the words of content {key} were changed"
-        last = page[-1][0]
+        words = content_words(context, text)
+        texts, total = texts + 1, total + len(words)
+        expected = sum((place + 1) * _word_crc(word) for place, word in enumerate(words))
+        if stored.pop(key, 0) != expected or size != _varint(len(words)):
+            yield f"{FILE}: the words of content {key} were changed"
+    if stored:
+        yield f"{FILE}: {len(stored)} contents that are not there have words"
+    averages = catalogue.rows("SELECT block FROM words_data WHERE id = 1")
+    if texts and averages != [(_varint(texts) + _varint(total),)]:
+        yield f"{FILE}: the average length of texts was changed"
 
 
-def _word_sum(word: str, place: int) -> int:
-    return (place + 1) * zlib.crc32(word.encode())
+@lru_cache(maxsize=1 << 16)
+def _word_crc(word: str) -> int:
+    return zlib.crc32(word.encode())
+
+
+def _varint(number: int) -> bytes:
+    """Return a number of at most 56 bits as SQLite's variable-length integer, in which FTS5 keeps its lengths."""
+    groups = [number & 0x7F]
+    while number := number >> 7:
+        groups.append(0x80 | number & 0x7F)
+    return bytes(reversed(groups))
 
 
 def _segments(catalogue: Catalogue) -> Iterator[str]:
@@ -123,4 +139,4 @@ def _segments(catalogue: Catalogue) -> Iterator[str]:
 
 def _view(catalogue: Catalogue) -> Iterator[str]:
     load_view(catalogue)
-    yield from ()
+    return iter(())
