@@ -16,9 +16,12 @@ from mbretrieve.corpus.lines import Unit, pieces
 if TYPE_CHECKING:
     import tree_sitter
 
-PARSE_SECONDS = 10.0  # a megabyte takes well under one; what takes longer is hostile or no source code
+# What parsing may cost: source code takes a second for ten megabytes or so. What takes far longer is hostile, and takes
+# memory as it takes time: nested `<` in C# costs gigabytes for every few kilobytes.
+PARSE_SECONDS = 1.0
+PARSE_BYTES_A_SECOND = 500_000
 PARSE_BYTES = 8 << 20
-_READ = 1 << 16
+_READ = 1 << 12
 _DEEPEST = 100  # nesting below which no definition is looked for
 _SIGNATURE = 160  # characters of a class's signature in its methods' context
 _LONG = 1000  # characters over which a function is seen in windows that may not show its signature
@@ -52,30 +55,29 @@ def split_code(text: str, lines: Sequence[str], language: Language) -> list[Unit
     its first method. Functions inside functions stay where they are. What lies between is cut into readable blocks.
     """
     source = text.replace("\0", " ").encode()  # a grammar takes a null byte for the end of the file
-    tree = _parse(source, language)
     root = _Span(0, len(lines), "module")
     finder = _Finder(source, language)
-    if tree is not None:
-        finder.visit(tree.root_node, root, None, 0)
+    tree = _parse(source, language)
+    finder.visit(tree.root_node, root, None, 0)
     return _Filler(lines, finder.leading, root).units()
 
 
-def _parse(source: bytes, language: Language) -> "tree_sitter.Tree | None":
-    """Parse within the limits of time and size; None if that fails."""
+def _parse(source: bytes, language: Language) -> "tree_sitter.Tree":
+    """Parse as much as the limits of size and time allow: beyond them the file ends for the grammar.
+
+    Not with tree-sitter's progress callback: in releases before 0.26.1 using it ends the process.
+    """
     import tree_sitter
 
-    if len(source) > PARSE_BYTES:
-        return None
-    deadline = time.monotonic() + PARSE_SECONDS
-    parser = tree_sitter.Parser(grammar(language))
-    try:
-        # Only a parse that reads through a callback can be stopped.
-        return parser.parse(
-            lambda offset, _: source[offset : offset + _READ],
-            progress_callback=lambda *_: time.monotonic() > deadline,
-        )
-    except ValueError:
-        return None
+    start = time.thread_time()  # not the clock: other processes' work is not this file's fault
+
+    def read(offset: int, _: object) -> bytes:
+        seconds = time.thread_time() - start
+        if offset > PARSE_BYTES or seconds > PARSE_SECONDS + offset / PARSE_BYTES_A_SECOND:
+            return b""
+        return source[offset : offset + _READ]
+
+    return tree_sitter.Parser(grammar(language)).parse(read)
 
 
 class _Finder:

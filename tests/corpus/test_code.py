@@ -133,11 +133,14 @@ def test_tables_are_cut_at_readable_sizes() -> None:
 
 def test_a_parse_that_takes_too_long_leaves_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "def f():\n    return 1\n" * 20_000
-    monkeypatch.setattr(code, "PARSE_SECONDS", -1.0)
+    monkeypatch.setattr(code, "PARSE_SECONDS", -1e9)
     assert {unit.kind for unit, _ in split("a.py", text)} == {"block"}
     monkeypatch.undo()
-    monkeypatch.setattr(code, "PARSE_BYTES", 10)
-    assert {unit.kind for unit, _ in split("a.py", text)} == {"block"}
+    monkeypatch.setattr(code, "PARSE_BYTES", len(text) // 2)
+    kinds = [unit.kind for unit, _ in split("a.py", text)]
+    assert kinds[:9000] == ["function"] * 9000
+    assert kinds[-1] == "block"
+    assert len(kinds) < 12_000
 
 
 @pytest.mark.parametrize("opening", ["(", "[", "{", "if x:\n ", "<", "func(){", "/*", '"'])
