@@ -153,7 +153,9 @@ def _folder_suite(folder: Path) -> Suite:
             "or in its folders"
         )
     tasks = tuple(Task(corpus.name, (Part(str(corpus)),)) for corpus in corpora)
-    return Suite(folder.name, folder.name, tasks)
+    # Some sets in a folder that happens to be called "beir" are not BEIR, and must not be reported as if they were.
+    name = f"{folder.name}-folder" if folder.name in _SUITES else folder.name
+    return Suite(name, name, tasks)
 
 
 @cache
