@@ -1,6 +1,8 @@
 """Writing: the one writer's transaction over the catalogue and the segment that goes with it."""
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError, IndexBusyError
-from mbretrieve.index.catalogue import Catalogue, checksum, put_meta, translated, window_checksums
+from mbretrieve.index.catalogue import Catalogue, checksum, damaged, put_meta, translated, window_checksums
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.lock import writer_lock
 from mbretrieve.index.merging import SegmentSize, segments_to_merge
@@ -59,8 +61,10 @@ class Writer:
 
     def close(self) -> None:
         """Undo what was not committed and let go of the lock."""
-        self._undo()
-        self._held.close()
+        try:
+            self._undo()
+        finally:
+            self._held.close()
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Add documents, each in the place of the one with its id if there is one.
@@ -167,8 +171,9 @@ class Writer:
             self._segment.close()
             self._segment, self._segment_key = None, 0
         self._touched.clear()
-        if self._database.in_transaction:
-            self._database.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):  # a database that cannot even roll back does so when it is opened next
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
 
     def _open_segment(self) -> SegmentWriter:
         if self._segment is None:
@@ -234,12 +239,15 @@ class Writer:
 
     def _drop_document(self, column: Literal["id", "key"], value: str | int) -> bool:
         row = self._database.execute(
-            f"SELECT key, content, metadata FROM documents WHERE {column} = ?",  # noqa: S608 - one of two names
+            f"SELECT key, id, content, source, metadata, checksum FROM documents WHERE {column} = ?",  # noqa: S608
             (value,),
         ).fetchone()
         if row is None:
             return False
-        key, content, metadata = row
+        key, *fields, kept = row
+        id, content, _, metadata = fields
+        if checksum(*fields) != kept:
+            raise damaged(self._index, f"the row of document {id!r} was changed")
         self._database.executemany(
             "DELETE FROM metadata WHERE name = ? AND value = ? AND document = ?",
             [(name, stored_value(value), key) for name, value in json.loads(metadata).items()],
@@ -254,7 +262,12 @@ class Writer:
         for content in self._touched:
             if execute("SELECT 1 FROM documents WHERE content = ?", (content,)).fetchone():
                 continue
-            context, text = execute("SELECT context, text FROM contents WHERE key = ?", (content,)).fetchone()
+            *fields, kept = execute(
+                "SELECT hash, context, text, checksum FROM contents WHERE key = ?", (content,)
+            ).fetchone()
+            if checksum(*fields) != kept:
+                raise damaged(self._index, f"the text of content {content} was changed")
+            _, context, text = fields
             # FTS5 keeps no copy of the words, so it must be told which ones go.
             execute(
                 "INSERT INTO words (words, rowid, tokens) VALUES ('delete', ?, ?)",
@@ -274,15 +287,15 @@ class Writer:
             "SELECT key, tokens, live_tokens FROM segments WHERE key != ?", (self._segment_key,)
         )
         keys = set(segments_to_merge([SegmentSize(*row) for row in sizes]))
+        if not keys:
+            return
+        windows = self._catalogue.windows()
         for record in self._catalogue.segments():
             if record.key not in keys:
                 continue
             segment = Segment(self._index, record, self._layout, self._dim)
             segment.verify()  # or a changed byte would get a good checksum
-            windows = self._database.execute(
-                "SELECT content, window, row, start, stop FROM windows WHERE segment = ? ORDER BY row", (record.key,)
-            ).fetchall()
-            for content, window, row, start, stop in windows:
+            for content, window, _, row, _, start, stop in windows[windows[:, 2] == record.key].tolist():
                 first, last = segment.offsets[row : row + 2]
                 self._store(content, window, segment.vectors[first:last], (start, stop))
             self._database.execute("UPDATE segments SET live_rows = 0, live_tokens = 0 WHERE key = ?", (record.key,))

@@ -420,6 +420,28 @@ def test_a_search_notices_changed_vectors_among_its_hits(path: Path) -> None:
         index.search([np.eye(4)], 100)
 
 
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("UPDATE documents SET metadata = '{' WHERE id = 'd2'", "the row of document 'd2' was changed"),
+        ("UPDATE contents SET text = 'x' WHERE hash = 'h2-2'", "the text of (content 3|document 'd2') was changed"),
+        ("UPDATE sources SET state = '{}'", "the state of a source was changed"),
+        ("UPDATE windows SET row = 0", "a window's row was changed"),
+    ],
+)
+def test_a_changed_row_is_neither_read_nor_written_over(path: Path, sql: str, message: str) -> None:
+    make(path)
+    with contextlib.closing(sqlite3.connect(path / "catalog.sqlite")) as database, database:
+        database.execute(sql)
+    with open_index(path) as index:
+        assert index.verify() != []
+        with pytest.raises(IndexFormatError, match=message):
+            everything(index)
+        if "'d2'" in sql or "h2-2" in sql:
+            with pytest.raises(IndexFormatError, match=message):
+                index.delete(["d2"])
+
+
 def test_a_newer_format_is_refused_with_both_versions(path: Path) -> None:
     make(path)
     with sqlite3.connect(path / "catalog.sqlite") as database:
