@@ -44,7 +44,8 @@ class TextEncoder(ABC):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._checkpoint = checkpoint
+        # Without the weights as they were read: in another dtype they would be held twice.
+        self._checkpoint = replace(checkpoint, backbone={}, projection=())
         self.identity = identity
         self.backbone = ModernBert(checkpoint.config, checkpoint.backbone).to(device, dtype).eval()
         width = checkpoint.config.hidden_size

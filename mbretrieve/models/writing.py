@@ -26,8 +26,7 @@ _TOKEN_NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"  # n
 _ROUTER = "sentence_transformers.base.modules.router.Router"
 _PYLATE_DENSE = "pylate.models.Dense.Dense"
 
-_TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"
-_IDENTITY = "Identity"
+_TOKENS = "token_embeddings"
 
 
 def pylate_obstacles(model: Checkpoint) -> Iterable[str]:
@@ -99,19 +98,19 @@ def write_multi_vector(model: Checkpoint, folder: Path) -> None:
         config["query_length"] = queries.length or model.limit
     write_json(folder / BERT_CONFIG, config)
     modules = [("", _TRANSFORMER)]
+    stream = {"module_input_name": _TOKENS, "module_output_name": _TOKENS}
     for number, layer in _numbered(model):
-        modules.append((_write_dense(layer, folder, number, _TOKENS), _DENSE))
+        modules.append((_write_dense(layer, folder, number, **stream), _DENSE))
     mask = {
         "skiplist_words": list(documents.skip or queries.skip),
         "skiplist_tasks": [task for task, side in (("query", queries), ("document", documents)) if side.skip],
         "keep_only_token_ids": list(documents.keep_only) or None,
     }
     modules.append((_write_config(folder, f"{len(modules)}_MultiVectorMask", mask), _MASK))
-    normalize = {"module_input_name": _TOKENS, "module_output_name": _TOKENS}
     if queries.normalize and documents.normalize:
-        modules.append((_write_config(folder, f"{len(modules)}_Normalize", normalize), _TOKEN_NORMALIZE))
+        modules.append((_write_config(folder, f"{len(modules)}_Normalize", stream), _TOKEN_NORMALIZE))
     elif queries.normalize or documents.normalize:
-        modules.append((_write_router(folder, f"{len(modules)}_Router", queries, mask, normalize), _ROUTER))
+        modules.append((_write_router(folder, f"{len(modules)}_Router", queries, mask, stream), _ROUTER))
     _write_modules(folder, modules)
     write_json(folder / ST_CONFIG, _st_config("MultiVectorEncoder", settings, None))
 
@@ -127,9 +126,10 @@ def write_dense(model: Checkpoint, folder: Path) -> None:
     settings = model.settings
     queries, documents = settings.queries, settings.documents
     _write_backbone(model, folder)
-    lengths = {"query_length": queries.length, "document_length": documents.length}
-    said = {key: length for key, length in lengths.items() if length is not None}
-    write_json(folder / BERT_CONFIG, {"max_seq_length": model.limit, "do_lower_case": False, **said})
+    config: dict[str, Any] = {"max_seq_length": documents.length or model.limit, "do_lower_case": False}
+    if queries.length != documents.length:  # which sentence-transformers reads from version 6 on
+        config |= {"query_length": queries.length or model.limit, "document_length": documents.length or model.limit}
+    write_json(folder / BERT_CONFIG, config)
     width = model.config.hidden_size
     pooling = {
         "word_embedding_dimension": width,
@@ -139,7 +139,7 @@ def write_dense(model: Checkpoint, folder: Path) -> None:
     }
     modules = [("", _TRANSFORMER), (_write_config(folder, "1_Pooling", pooling), _POOLING)]
     for number, layer in _numbered(model, start=2):
-        modules.append((_write_dense(layer, folder, number, _SENTENCE), _DENSE))
+        modules.append((_write_dense(layer, folder, number), _DENSE))
     if documents.normalize:
         modules.append((_write_config(folder, f"{len(modules)}_Normalize", {}), _NORMALIZE))
     _write_modules(folder, modules)
@@ -150,7 +150,7 @@ def stanford_obstacles(model: Checkpoint) -> Iterable[str]:
     """Say what Stanford's layout cannot: all but one plain projection, markers, punctuation and a fixed expansion."""
     settings, layers = model.settings, model.projection
     plain = len(layers) == 1 and layers[0].bias is None and not layers[0].use_residual
-    if not plain or not layers[0].activation.endswith(_IDENTITY):
+    if not plain or not layers[0].activation.endswith(".Identity"):
         yield "a projection other than one matrix"
     if any(not side.marker or side.prompt != " " for side in (settings.queries, settings.documents)):
         yield "text that does not start with a marker and a space"
@@ -204,17 +204,18 @@ def _numbered(model: Checkpoint, start: int = 1) -> Iterable[tuple[int, DenseLay
     return enumerate(model.projection, start)
 
 
-def _write_dense(layer: DenseLayer, folder: Path, number: int, stream: str | None = None) -> str:
+def _write_dense(layer: DenseLayer, folder: Path, number: int, **more: Any) -> str:
+    """Write a Dense module; ``more`` only what its class takes in every version that has the layout."""
     out_features, in_features = layer.weight.shape
     config: dict[str, Any] = {
         "in_features": in_features,
         "out_features": out_features,
         "bias": layer.bias is not None,
         "activation_function": layer.activation,
-        "use_residual": layer.use_residual,
+        **more,
     }
-    if stream is not None:  # PyLate's Dense takes no such argument
-        config |= {"module_input_name": stream, "module_output_name": stream}
+    if layer.use_residual:
+        config["use_residual"] = True
     name = _write_config(folder, f"{number}_Dense", config)
     tensors = {"linear.weight": layer.weight, "linear.bias": layer.bias, "residual.weight": layer.residual}
     write_tensors({key: tensor for key, tensor in tensors.items() if tensor is not None}, folder / name)

@@ -49,17 +49,19 @@ def test_saved_it_is_still_the_reference(colbert: ColBERT, tmp_path: Path) -> No
 
 
 def test_dense_vectors_are_the_mean_of_hidden_states(dense: DenseEncoder, tmp_path: Path) -> None:
+    import sentence_transformers
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling, Transformer
 
+    texts = [text for text in TEXTS if text == text.strip()]  # as sentence-transformers had them before version 6
     modules = [Transformer(str(locate(None).folder)), Pooling(256), Normalize()]
     oracle = SentenceTransformer(modules=modules, device="cpu").float()
     for encode, length in ((dense.encode_queries, 64), (dense.encode_documents, 192)):
         oracle.max_seq_length = length
-        np.testing.assert_allclose(encode(TEXTS), oracle.encode(TEXTS), atol=1e-3)
-    dense.save_pretrained(tmp_path)
-    saved = SentenceTransformer(str(tmp_path), device="cpu")
-    if hasattr(saved[0], "query_length"):  # from version 6 on
+        np.testing.assert_allclose(encode(texts), oracle.encode(texts), atol=1e-3)
+    if int(sentence_transformers.__version__.split(".")[0]) >= 6:  # a length for each side
+        dense.save_pretrained(tmp_path)
+        saved = SentenceTransformer(str(tmp_path), device="cpu")
         np.testing.assert_allclose(dense.encode_queries(TEXTS), saved.encode_query(TEXTS), atol=1e-3)
         np.testing.assert_allclose(dense.encode_documents(TEXTS), saved.encode_document(TEXTS), atol=1e-3)
 
