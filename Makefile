@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := .demo.index
 export HF_HUB_OFFLINE ?= 1
-export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-all lint test-compat clean
@@ -15,9 +14,6 @@ demo: $(VENV)/installed
 	  printf '\n\033[1mmbretrieve search "%s"\033[0m\n' "$$query"; \
 	  $(BIN)/mbretrieve search "$$query" --index $(DEMO) -k 3 || exit 1; \
 	done
-
-# One process a core, each with one thread.
-test test-all test-compat: export OMP_NUM_THREADS := 1
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto

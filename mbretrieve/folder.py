@@ -149,6 +149,7 @@ def sync(
         covered = _with_roots(roots_of(retriever.index), roots)
         options = options or options_of(retriever.index)
         session.set_settings({ROOTS: {k: str(v) for k, v in covered.items()}, OPTIONS: asdict(options)})
+        session.commit()  # a first run that is killed early is then known for what it is, and gone on with
         found = found or changes(retriever.index, covered, options)
         if progress is not None:
             progress.start("indexing", len(found.new) + len(found.changed))

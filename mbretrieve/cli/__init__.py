@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # an old console's encoding lacks characters: escapes, not a traceback
             stream.reconfigure(errors="backslashreplace")
+    # Before torch is imported. Threads that spin while they wait for each other lose a core's whole time slice whenever
+    # another program has the core: beside one busy program a core, encoding runs many times faster if they sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = app.main(arguments, prog_name="mbretrieve", standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that has gone is caught

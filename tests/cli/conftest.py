@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from mbretrieve.cli import main
 
@@ -103,7 +102,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Pristine:
         path.write_text(text)
     (made.repo / ".git").mkdir()
     shutil.copytree(made.repo, made.place)
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MBRETRIEVE_CACHE", str(made.cache))
         assert main(["index", str(made.place)]) == 0

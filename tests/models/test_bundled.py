@@ -14,8 +14,6 @@ from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.models.source import BUNDLED, locate
 from tests.models.small import TEXTS, assert_same_rows
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def colbert() -> ColBERT:

@@ -19,8 +19,6 @@ from mbretrieve.models.dense import DenseEncoder
 from tests.models import small
 from tests.models.small import HIDDEN, TEXTS, assert_same_rows, edit, layer
 
-torch.set_num_threads(1)
-
 
 def load(folder: Path, **arguments: Any) -> ColBERT:
     return ColBERT.from_pretrained(folder, device="cpu", dtype="float32", **arguments)

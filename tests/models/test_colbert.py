@@ -18,7 +18,6 @@ from tests.models import small
 from tests.models.small import HIDDEN, POSITIONS, TEXTS, assert_same_rows, layer
 
 pytest.importorskip("sentence_transformers.multi_vector_encoder", reason="the oracle came with version 6")
-torch.set_num_threads(1)
 TANH = "torch.nn.modules.activation.Tanh"
 
 

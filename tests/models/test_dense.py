@@ -14,7 +14,6 @@ from mbretrieve.types import Encoder
 from tests.models import small
 from tests.models.small import HIDDEN
 
-torch.set_num_threads(1)
 VERSION_6 = int(sentence_transformers.__version__.split(".")[0]) >= 6
 # Before version 6 sentence-transformers strips the white space around prompt and text.
 TEXTS = [text for text in small.TEXTS if VERSION_6 or text.strip() == text != ""]

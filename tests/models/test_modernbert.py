@@ -53,14 +53,6 @@ LENGTHS = [1, 700, 33, 2, 257, 64, 64, 65, 16, 16, 16, 128, 129, 5, 311]
 SHORT = [1, 40, 33, 2, 29, 29, 16, 17, 70]  # no text is longer than the keys a block reads
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_agrees_with_transformers(name: str) -> None:
