@@ -16,12 +16,12 @@ from mbretrieve.corpus.lines import Unit, pieces
 if TYPE_CHECKING:
     import tree_sitter
 
-# What parsing may cost: source code takes a second for ten megabytes or so. What takes far longer is hostile, and takes
-# memory as it takes time: nested `<` in C# costs gigabytes for every few kilobytes.
+# What parsing may cost: source code takes a second for ten megabytes or so; what takes far longer is hostile.
 PARSE_SECONDS = 1.0
 PARSE_BYTES_A_SECOND = 500_000
 PARSE_BYTES = 8 << 20
 _READ = 1 << 12
+_OPEN_ANGLES = 2000  # in one statement
 _DEEPEST = 100  # nesting below which no definition is looked for
 _SIGNATURE = 160  # characters of a class's signature in its methods' context
 _LONG = 1000  # characters over which a function is seen in windows that may not show its signature
@@ -69,11 +69,14 @@ def _parse(source: bytes, language: Language) -> "tree_sitter.Tree":
     """
     import tree_sitter
 
+    # A comparison or a type argument? A grammar keeps both in mind for each `<`: 5,000 of them take C#'s 1.8 gigabytes.
+    statements = re.split(rb"[;{}]", source)
+    too_deep = any(part.count(b"<") - part.count(b">") > _OPEN_ANGLES for part in statements)
     start = time.thread_time()  # not the clock: other processes' work is not this file's fault
 
     def read(offset: int, _: object) -> bytes:
         seconds = time.thread_time() - start
-        if offset > PARSE_BYTES or seconds > PARSE_SECONDS + offset / PARSE_BYTES_A_SECOND:
+        if too_deep or offset > PARSE_BYTES or seconds > PARSE_SECONDS + offset / PARSE_BYTES_A_SECOND:
             return b""
         return source[offset : offset + _READ]
 

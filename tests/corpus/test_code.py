@@ -143,8 +143,8 @@ def test_a_parse_that_takes_too_long_leaves_lines(monkeypatch: pytest.MonkeyPatc
     assert len(kinds) < 12_000
 
 
-@pytest.mark.parametrize("opening", ["(", "[", "{", "if x:\n ", "<", "func(){", "/*", '"'])
-@pytest.mark.parametrize("name", ["a.py", "a.ts", "a.cpp"])
+@pytest.mark.parametrize("opening", ["(", "[", "{", "if x:\n ", "<a\n", "func(){", "/*", '"'])
+@pytest.mark.parametrize("name", ["a.py", "a.ts", "a.cpp", "a.cs"])
 def test_deep_nesting_is_survived(name: str, opening: str) -> None:
     split(name, opening * 20_000)
 
