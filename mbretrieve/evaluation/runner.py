@@ -123,15 +123,17 @@ def _finished(suite: Suite, task: Task, system: System, options: Options) -> Tas
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Name the first thing in which two descriptions differ."""
-    for name in (*asked, *found):
-        there, here = found.get(name), asked.get(name)
-        if there == here:
-            continue
-        if isinstance(there, dict) and isinstance(here, dict):
-            return f"{name}.{_difference(there, here)}"
-        return f"{name} was {there!r} and is {here!r}"
-    return "none"
+    """Name the last thing in which two descriptions differ: a hash, which says least, stands before what it is of."""
+    there, here = _leaves(found), _leaves(asked)
+    *_, name = (name for name in {**there, **here} if there.get(name) != here.get(name))
+    return f"{name} was {there.get(name)!r} and is {here.get(name)!r}"
+
+
+def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in fields.items():
+        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
 
 
 def run_task(suite: Suite, task: Task, system: System, options: Options) -> TaskResult:
