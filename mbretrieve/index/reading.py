@@ -31,7 +31,7 @@ def passing(catalogue: Catalogue, where: Where | None, ids: Collection[str] | No
 
     Raises: DataError for a filter that does not parse.
     """
-    if not where and ids is None:
+    if where is None and ids is None:
         return None
     select, parameters = compile_where(where or {})
     documents = catalogue.integers(
