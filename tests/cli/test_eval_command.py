@@ -156,7 +156,7 @@ def test_compare(data: Path, tmp_path: Path, mbretrieve: Command) -> None:
 
 def test_a_killed_run_goes_on_and_gives_the_same(tmp_path: Path, cache: Path) -> None:
     """SIGKILL while documents are encoded; the next run finishes, with the figures of one that was left alone."""
-    data = write_set(tmp_path / "library", copies=4)
+    data = write_set(tmp_path / "library", copies=3)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def command(output: str) -> list[str]:

@@ -231,7 +231,7 @@ def test_lengths_are_the_tasks_where_the_model_allows_them(task: Task, tmp_path:
 
 
 def test_a_second_stage_of_our_own_over_words(task: Task, tmp_path: Path) -> None:
-    model, task = load("colbert"), replace(task, depth=10)
+    model, task = load("colbert"), replace(task, depth=4)
     stages = searchers.RerankingSystem(searchers.Bm25System(), model, {"name": "mbretrieve/mini-v0"})
     result = run(task, stages, tmp_path, exact=True)
     assert result.model == "bm25+mini-v0"
