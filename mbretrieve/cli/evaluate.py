@@ -123,7 +123,8 @@ def command(
     from mbretrieve.evaluation import runner, suites
     from mbretrieve.folder import cache_folder
 
-    chosen = suites.get(suite, tuple(name.strip() for name in tasks.split(",")) if tasks else ())
+    wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    chosen = suites.get(suite, wanted)
     choice = Choice(model, kind, device, dtype, mode, exact, cut, query_length, document_length, rerank, rerank_kind)
     system = _system(choice)
     options = runner.Options(

@@ -43,7 +43,8 @@ class CrossEncoder:
                 "Face Hub, of a sequence classifier with one label in safetensors"
             ) from error
         commit = getattr(self._model.model.config, "_commit_hash", None)
-        self.identity = {"kind": "cross-encoder", "name": Path(name).name, "revision": commit}
+        whole = str(Path(name).resolve()) if Path(name).is_dir() else name
+        self.identity = {"kind": "cross-encoder", "name": whole, "revision": commit}
 
     def rerank(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:
         """Score each query with each of its candidates; best first, equal scores keep their order."""
