@@ -1,5 +1,6 @@
 """Second stages: what reads a query and a text together, or encodes both, and ranks a first stage's hits anew."""
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,9 +43,13 @@ class CrossEncoder:
                 f"{name} cannot be loaded as a cross-encoder ({first}): expected a folder or a name on the Hugging "
                 "Face Hub, of a sequence classifier with one label in safetensors"
             ) from error
-        commit = getattr(self._model.model.config, "_commit_hash", None)
-        whole = str(Path(name).resolve()) if Path(name).is_dir() else name
-        self.identity = {"kind": "cross-encoder", "name": whole, "revision": commit}
+        folder = Path(name) if Path(name).is_dir() else None
+        self.identity = {
+            "kind": "cross-encoder",
+            "name": name if folder is None else str(folder.resolve()),
+            "revision": getattr(self._model.model.config, "_commit_hash", None),
+            "content_hash": None if folder is None else _content_hash(folder),
+        }
 
     def rerank(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:
         """Score each query with each of its candidates; best first, equal scores keep their order."""
@@ -54,6 +59,15 @@ class CrossEncoder:
             scores = self._model.predict(pairs, show_progress_bar=False).tolist() if pairs else []
             ranked.append(sorted(enumerate(scores), key=lambda pair: -pair[1]))
         return ranked
+
+
+def _content_hash(folder: Path) -> str:
+    """Hash a local model's weights: what a commit says of one on the Hub."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 class Reranked:

@@ -261,6 +261,8 @@ def test_a_cross_encoder(tmp_path: Path, task: Task) -> None:
         replace(task, depth=5), searchers.RerankingSystem(searchers.Bm25System(), reranker, reranker.identity), tmp_path
     )
     assert result.model == "bm25+model"
+    told = result.provenance["system"]["search"]["rerank"]
+    assert (told["name"], told["depth"], len(told["content_hash"])) == ("model", 5, 32)
     assert str(tmp_path) not in json.dumps(result.provenance)
 
 
