@@ -253,7 +253,7 @@ def _rope_thetas(config: Mapping[str, Any]) -> tuple[float, float]:
     """Return the RoPE bases of the full and the sliding layers.
 
     transformers 4 has ``global_rope_theta`` and ``local_rope_theta`` (null: the global one); transformers 5 one record
-    for each layer type in ``rope_parameters``; a flat record there holds for both.
+    for each layer type in ``rope_parameters``; flat keys there hold for a type that has no record.
     """
     full = sliding = ModernBertConfig.global_rope_theta
     if config.get("global_rope_theta") is not None:
@@ -267,10 +267,9 @@ def _rope_thetas(config: Mapping[str, Any]) -> tuple[float, float]:
         return full, sliding
     if not isinstance(rope, Mapping):
         raise ModelError(f"config.json: rope_parameters is {rope!r}, expected one record for each layer type")
-    if not {FULL, SLIDING} & rope.keys():
-        return _theta(rope, "rope_parameters", full), _theta(rope, "rope_parameters", sliding)
-    if unknown := sorted(rope.keys() - {FULL, SLIDING}):
-        raise ModelError(f"config.json: rope_parameters.{unknown[0]} is unknown, expected {FULL} and {SLIDING}")
+    # A flat record holds for both; transformers 5.3 writes one around the others if all layers are of one type.
+    flat = {key: value for key, value in rope.items() if key not in (FULL, SLIDING)}
+    full, sliding = (_theta(flat, "rope_parameters", theta) for theta in (full, sliding))
     return (
         _theta(rope.get(FULL), f"rope_parameters.{FULL}", full),
         _theta(rope.get(SLIDING), f"rope_parameters.{SLIDING}", sliding),

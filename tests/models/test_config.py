@@ -55,6 +55,17 @@ def test_transformers_reads_the_same(config: dict[str, Any]) -> None:
     assert mine.rope_thetas == {kind: its.rope_parameters[kind]["rope_theta"] for kind in (FULL, SLIDING)}
 
 
+def test_flat_rope_keys_stand_in_for_a_missing_record() -> None:
+    mixed = {"rope_type": "default", "rope_theta": 3.0}
+    for parameters, thetas in (
+        (mixed, (3.0, 3.0)),
+        (mixed | rope(7.0, 5.0), (7.0, 5.0)),  # as transformers 5.3 writes it where all layers are of one type
+        (mixed | {SLIDING: {"rope_theta": 5.0}}, (3.0, 5.0)),
+    ):
+        config = ModernBertConfig.from_dict(BASE | {"rope_parameters": parameters})
+        assert (config.global_rope_theta, config.local_rope_theta) == thetas
+
+
 def test_the_defaults_are_transformers() -> None:
     mine, its = ModernBertConfig(), TheirConfig()
     shared = set(ModernBertConfig.__dataclass_fields__) & set(its.to_dict())
