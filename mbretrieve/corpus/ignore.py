@@ -1,13 +1,14 @@
 """The rules of .gitignore, as git applies them: the last match wins, deeper files outrank shallower ones.
 
-Written here and held against `git check-ignore` by a test, rather than taken from a general matcher: a walk tries every
-name against every rule, and neighbours of one polarity can be joined into one regular expression and one set of names.
+What a glob means is pathspec's to say. The order is ours, as a walk asks name by name on its way down, and git lets
+nothing back from an ignored folder; and so is the way past what pathspec reads otherwise than git (`_translate`).
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from typing import NamedTuple
+
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 _CLASSES = {
     "alnum": "a-zA-Z0-9",
@@ -23,131 +24,107 @@ _CLASSES = {
     "upper": "A-Z",
     "xdigit": "0-9A-Fa-f",
 }
-_MEMBER = re.compile(r"\[:(?P<class>[^\]]*):\]|(?P<low>\\.|[^\\])(?:-(?P<high>\\.|[^\\\]]))?", re.DOTALL)
-_STARS = re.compile(r"\*+")
-_WILD = frozenset("*?[\\")
-_NOTHING = "(?!)"
+_MEMBER = r"\[:[^\]]*:\]|(?:\\.|[^\\])(?:-(?:\\.|[^\\\]]))?"
+_BRACKET = rf"\[(?P<negated>[!^])?(?P<members>(?>{_MEMBER})(?:(?!\])(?>{_MEMBER}))*)\]"
+_TOKEN = re.compile(rf"{_BRACKET}|(?P<unclosed>\[)|\\?(?P<space>\s)\Z|\\(?P<escaped>.)|(?P<stars>\*{{3,}})")
+_GAP = "\0"  # in a glob: here is something for us to translate; no path has one
+_LONGEST = 4096  # characters of a line; no path is longer, and what parses it takes the square of its length
+_NOTHING = re.compile("(?!)")
 
 
-def glob_to_regex(glob: str) -> str:
-    """Translate a path glob to a regular expression for `fullmatch` (git's wildmatch.c with WM_PATHNAME).
+def _bracket(token: re.Match[str]) -> str:
+    """Translate a bracket expression, which never takes a slash. Raises: ValueError for a class that there is not."""
+    inside = ""
+    for member in re.findall(_MEMBER, token["members"]):
+        if ends := re.fullmatch(r"\\?(.)(?:-\\?(.))?", member):
+            low, high = ends[1], ends[2] or ends[1]
+            inside += re.escape(low) if high <= low else f"{re.escape(low)}-{re.escape(high)}"
+        elif member[2:-2] in _CLASSES:
+            inside += _CLASSES[member[2:-2]]
+        else:
+            raise ValueError(f"{member} in a bracket expression")
+    return f"[^/{inside}]" if token["negated"] else f"(?!/)[{inside}]"
 
-    `*` and `?` stay within one path component; `**` between slashes spans any number of them, none included. An
-    unclosed bracket or a trailing backslash matches nothing, as in git.
+
+def _translate(glob: str) -> re.Pattern[str]:
+    r"""Translate a glob, relative to the ignore file's folder, to what a path is searched for.
+
+    pathspec (1.1) differs from git in these, which it does not get to see: brackets (it ends them at an escaped `]`,
+    knows no classes, lets a negated one take a slash and fails at `[z-a]`), white space at the end other than one
+    escaped space, `***` for `**`, and `\/`. A glob that is wrong matches nothing, as in git.
     """
-    out: list[str] = []
-    at = 0
-    while at < len(glob):
-        char = glob[at]
-        if stars := _STARS.match(glob, at):
-            alone = stars.end() - at > 1 and (at == 0 or glob[at - 1] == "/")
-            at = stars.end()
-            if alone and glob.startswith("/", at):
-                out.append("(?:.*/)?")
-                at += 1
-            else:
-                out.append(".*" if alone and (at == len(glob) or glob.startswith("\\/", at)) else "[^/]*")
-        elif char == "[":
-            regex, at = _bracket(glob, at + 1)
-            out.append(regex)
-        elif char == "\\":
-            out.append(re.escape(glob[at + 1]) if at + 1 < len(glob) else _NOTHING)
-            at += 2
-        else:
-            out.append("[^/]" if char == "?" else re.escape(char))
-            at += 1
-    return "".join(out)
+    gaps: list[str] = []
+
+    def respell(token: re.Match[str]) -> str:
+        match token.lastgroup:
+            case "stars":
+                return "**"
+            case "escaped":
+                return "/" if token["escaped"] == "/" else token[0]
+            case "space":
+                gaps.append(re.escape(token["space"]))
+            case "unclosed":
+                raise ValueError("a bracket that is not closed")
+            case _:  # a bracket expression that is
+                gaps.append(_bracket(token))
+        return _GAP
+
+    if _GAP in glob:
+        return _NOTHING
+    try:
+        regex, _ = GitIgnoreSpecPattern.pattern_to_regex("/" + _TOKEN.sub(respell, glob))
+    except ValueError:
+        return _NOTHING
+    return re.compile(re.sub(_GAP, lambda _: gaps.pop(0), regex)) if regex else _NOTHING
 
 
-def _bracket(glob: str, at: int) -> tuple[str, int]:
-    """Translate the bracket expression whose inside begins at ``at``: its regular expression, and where it ends."""
-    negated = glob.startswith(("!", "^"), at)
-    at += negated
-    members: list[str] = []
-    while member := _MEMBER.match(glob, at):
-        at = member.end()
-        if member["class"] is not None:
-            if member["class"] not in _CLASSES:
-                break
-            members.append(_CLASSES[member["class"]])
-        else:
-            low, high = member["low"][-1], (member["high"] or member["low"])[-1]
-            members.append(re.escape(low) if high <= low else f"{re.escape(low)}-{re.escape(high)}")
-        if glob.startswith("]", at):
-            inside = "".join(members)
-            return (f"[^/{inside}]" if negated else f"(?!/)[{inside}]"), at + 1
-    return _NOTHING, len(glob)
+class _Pattern(NamedTuple):
+    """One line of an ignore file: does it ignore or take back (`!`), is it for folders only, for names or for paths?"""
 
-
-@dataclass(frozen=True, slots=True)
-class _Pattern:
-    """One line of an ignore file: does it take back (`!`), is it for folders only (`/` at its end), for whole paths?"""
-
-    glob: str
-    negated: bool
+    regex: re.Pattern[str]
+    ignores: bool
     folders_only: bool
     anchored: bool
 
-
-def _parse(line: str) -> _Pattern | None:
-    line = line.rstrip("\n").removesuffix("\r")
-    if not line or line.startswith("#"):
-        return None
-    # Spaces at the end do not count unless a backslash stands before them.
-    line = re.sub(r"^((?:\\.|[^\\])*?) +$", r"\1", line)
-    negated = line.startswith("!")
-    line = line[negated:]
-    folders_only = line.endswith("/")
-    line = line.removesuffix("/")
-    anchored = "/" in line
-    return _Pattern(line.removeprefix("/") if anchored else line, negated, folders_only, anchored) if line else None
-
-
-def _join(globs: Iterable[str]) -> re.Pattern[str] | None:
-    parts = [f"(?:{glob_to_regex(glob)})" for glob in globs]
-    return re.compile("|".join(parts), re.DOTALL) if parts else None
-
-
-class _Group:
-    """Neighbouring patterns of one polarity: their order among themselves does not matter, so they are joined."""
-
-    def __init__(self, patterns: Sequence[_Pattern]) -> None:
-        free = [pattern for pattern in patterns if not pattern.anchored]
-        self.ignored = not patterns[0].negated
-        self.names = frozenset(p.glob for p in free if not _WILD & set(p.glob))
-        self.name = _join(p.glob for p in free if _WILD & set(p.glob))
-        self.path = _join(p.glob for p in patterns if p.anchored)
+    @classmethod
+    def parse(cls, line: str) -> "_Pattern | None":
+        line = line.rstrip("\n").removesuffix("\r")
+        if line.startswith("#"):
+            return None
+        if len(line) > _LONGEST:
+            return cls(_NOTHING, ignores=True, folders_only=False, anchored=False)
+        # Spaces at the end do not count unless a backslash stands before them.
+        line = re.sub(r"^((?:\\.|[^\\])*?) +$", r"\1", line)
+        negated = line.startswith("!")
+        glob = line[negated:].removesuffix("/")
+        if not glob:
+            return None
+        return cls(_translate(glob.removeprefix("/")), not negated, line.endswith("/"), anchored="/" in glob)
 
     def matches(self, name: str, path: str) -> bool:
-        return (
-            name in self.names
-            or (self.name is not None and self.name.fullmatch(name) is not None)
-            or (self.path is not None and self.path.fullmatch(path) is not None)
-        )
+        found = self.regex.search(path if self.anchored else name)
+        # pathspec's only group takes the slash after a folder: then it is one above the path that matches.
+        return found is not None and found.lastindex is None
 
 
 class Rules:
     """The rules of one ignore file, for paths relative to the folder that it stands in."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        self._patterns = [pattern for line in lines if (pattern := _parse(line))]
-        # A folder is tried against all patterns, anything else against those not marked as folders only.
-        self._files = self._groups([p for p in self._patterns if not p.folders_only])
-        self._folders = self._groups(self._patterns)
-
-    @staticmethod
-    def _groups(patterns: list[_Pattern]) -> list[_Group]:
-        groups = [_Group(list(run)) for _, run in groupby(patterns, key=lambda pattern: pattern.negated)]
-        return groups[::-1]
+        patterns = [pattern for line in lines if (pattern := _Pattern.parse(line))]
+        self._for_folders = patterns[::-1]
+        self._for_files = [pattern for pattern in self._for_folders if not pattern.folders_only]
 
     def __bool__(self) -> bool:
-        return bool(self._patterns)
+        return bool(self._for_folders)
 
     def ignores(self, name: str, path: str, folder: bool) -> bool | None:
         """Tell whether the last rule that matches ignores the path or takes it back; None if no rule matches."""
-        for group in self._folders if folder else self._files:
-            if group.matches(name, path):
-                return group.ignored
+        # To pathspec's `$` and `.` a line ends at a line feed; `\v` is all else that a line feed is to a glob.
+        name, path = name.replace("\n", "\v"), path.replace("\n", "\v")
+        for pattern in self._for_folders if folder else self._for_files:
+            if pattern.matches(name, path):
+                return pattern.ignores
         return None
 
     def ignores_path(self, path: str) -> bool:
