@@ -193,13 +193,13 @@ def remove_all(index: Path) -> None:
 
 def remove(index: Path) -> None:
     """Delete an index if it is there: its own files, then the folder unless it holds others."""
-    from mbretrieve.index.catalogue import FILE
+    from mbretrieve.index.catalogue import FILES
     from mbretrieve.index.segments import FOLDER
 
     if not index.exists():
         return
     try:
-        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}.new", "lock"):
+        for name in (*FILES, "lock"):
             (index / name).unlink(missing_ok=True)
         if (index / FOLDER).exists():
             shutil.rmtree(index / FOLDER)

@@ -29,6 +29,11 @@ from mbretrieve.types import Kind
 Integers = NDArray[np.int64]
 
 FILE = "catalog.sqlite"
+DRAFT = f"{FILE}.new"  # until it is complete
+DRAFT_FILES = tuple(DRAFT + suffix for suffix in ("", "-journal", "-wal", "-shm"))
+"""What a process that was killed while it made an index may have left."""
+FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm", *DRAFT_FILES)
+"""The catalogue, and what SQLite keeps beside it."""
 FORMAT = 1
 BUSY_SECONDS = 10.0
 MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
@@ -133,12 +138,13 @@ def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, A
     with translated(index):
         index.mkdir(parents=True, exist_ok=True)
     with writer_lock(index), translated(index):
-        if foreign := {path.name for path in index.iterdir()} - {FILE, f"{FILE}.new", "lock", FOLDER}:
+        if foreign := {path.name for path in index.iterdir()} - {*FILES, "lock", FOLDER}:
             raise DataError(f"{index} holds other files ({min(foreign)}); name a new or empty folder for the index")
         if (index / FILE).exists():
             raise DataError(f"{index} already is an index: open it, or remove it first")
-        draft = index / f"{FILE}.new"
-        draft.unlink(missing_ok=True)
+        for name in DRAFT_FILES:  # SQLite would play a journal of another draft back into this one
+            (index / name).unlink(missing_ok=True)
+        draft = index / DRAFT
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
             connection.executescript(SCHEMA)

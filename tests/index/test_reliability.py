@@ -90,6 +90,39 @@ def test_killed_at_any_step_it_holds_the_last_commit_or_the_one_before(
     print(f"killed at {len(tried)} of {steps} steps")
 
 
+def test_killed_while_it_is_made_it_can_be_made_again(path: Path) -> None:
+    """At any statement, SQLite's own inside one of ours too: a journal may be left beside the draft."""
+
+    def make_and_die(at: int) -> None:
+        connect, seen = sqlite3.connect, 0
+
+        def count(_: str) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            connection = connect(*arguments, **options)
+            connection.set_trace_callback(count)
+            return connection
+
+        sqlite3.connect = traced
+        MultiVectorIndex.create(path, 4)
+
+    left: set[str] = set()
+    for step in range(1, 1000):
+        shutil.rmtree(path, ignore_errors=True)
+        if in_child(lambda step=step: make_and_die(step)) == 0:  # type: ignore[misc]
+            break
+        left |= {file.name for file in path.iterdir()}
+        if not (path / "catalog.sqlite").exists():
+            make(path)
+        with open_index(path) as index:
+            assert index.verify() == []
+    assert "catalog.sqlite.new-journal" in left
+
+
 def state(path: Path) -> Any:
     with open_index(path) as index:
         assert index.verify() == []
