@@ -1,6 +1,7 @@
 """HTML to passages: the text that a reader would see, cut at its headings.
 
-The standard library's parser, by events: it accepts anything, and unlike a tree it cannot be nested too deep.
+The standard library's parser, by events. beautifulsoup4 would build a tree from the same events and keep neither the
+line of a text nor the order of the ends of elements among them, which are what is needed here.
 """
 
 import re
@@ -14,45 +15,10 @@ from mbretrieve.corpus.records import SkipFile
 _UNSEEN = frozenset({"script", "style", "template", "svg", "noscript", "iframe", "object"})
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _INLINE = frozenset(
-    {
-        *(
-            "a",
-            "abbr",
-            "b",
-            "bdi",
-            "bdo",
-            "cite",
-            "code",
-            "data",
-            "del",
-            "dfn",
-            "em",
-            "font",
-            "i",
-            "img",
-            "input",
-            "ins",
-        ),
-        *(
-            "kbd",
-            "label",
-            "mark",
-            "q",
-            "rp",
-            "rt",
-            "ruby",
-            "s",
-            "samp",
-            "small",
-            "span",
-            "strike",
-            "strong",
-            "sub",
-            "sup",
-        ),
-        *("time", "tt", "u", "var", "wbr"),
-    }
-)
+    ["a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "img", "input", "ins",
+     "kbd", "label", "mark", "q", "rp", "rt", "ruby", "s", "samp", "small", "span", "strike", "strong", "sub", "sup",
+     "time", "tt", "u", "var", "wbr"]
+)  # fmt: skip
 _CELLS = frozenset({"td", "th"})
 
 
@@ -66,7 +32,7 @@ class _Section:
 
     def text(self) -> str:
         # One space before a line is what is left of the markup's indentation; several are from a <pre>.
-        text = re.sub(r"[^\S\n]*\n(?: (?=\S))?", "\n", "".join(self.parts))
+        text = re.sub(r"(?<![^\S\n])[^\S\n]*\n(?: (?=\S))?", "\n", "".join(self.parts))
         return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
@@ -85,7 +51,8 @@ class _Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
         if tag in _UNSEEN:
-            self._unseen.append(tag)
+            if tag not in self._unseen:  # the first one's end ends all within it
+                self._unseen.append(tag)
         elif tag == "title":
             self._in_title = True
         elif tag in _HEADINGS:
@@ -137,7 +104,10 @@ def read_html(text: str) -> list[Passage]:
     """
     reader = _Reader()
     reader.feed(text)
-    reader.close()
+    # Markup without an end takes the rest with it, as in a browser. Closing the parser, in a Python older than the fix
+    # of CVE-2025-6069, would look for that end from each `<` again: time by the square of the length.
+    if not reader.rawdata.startswith("<"):
+        reader.close()
     page = " ".join(reader.title.split())
     passages: list[Passage] = []
     pending: list[str] = []

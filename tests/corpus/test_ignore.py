@@ -71,6 +71,13 @@ def test_rules_ignore_what_git_ignores(seed: int, tmp_path: Path) -> None:
     assert ignored_in_all > 100
 
 
+@pytest.mark.parametrize("line", ["a" + " " * 1_000_000 + "a", "[" * 1_000_000, "[[:" * 1000, "a\0", "\\", "[z-a", "!"])
+def test_a_line_that_is_no_pattern_hurts_no_other(line: str) -> None:
+    assert Rules([line, "a\t", "b"]).ignores("b", "b", folder=False)
+    assert Rules(["*", line]).ignores("b", "b", folder=False)
+    assert not Rules([line, "a\t"]).ignores_path("a")
+
+
 @pytest.mark.parametrize(
     ("include", "exclude", "taken"),
     [

@@ -181,5 +181,13 @@ def test_html_of_any_kind_is_read_or_skipped(text: str) -> None:
 
 
 def test_html_nested_deeper_than_calls() -> None:
-    (passage,) = read_html("<div>" * 20_000 + "deep" + "</div>" * 20_000)
+    (passage,) = read_html("<div>" * 100_000 + "deep" + "</div>" * 100_000)
     assert passage.text == "deep"
+
+
+@pytest.mark.parametrize(
+    "hostile", ["<a ", "</a ", "<!--", "<![CDATA[", "<svg>", "</object>", "<pre>", " \t", "&", "<", "<h1>"]
+)
+def test_html_takes_no_time_by_the_square_of_its_length(hostile: str) -> None:
+    passages = read_html("<p>seen</p><pre>" + "<svg>" * 50_000 + "</svg>" + hostile * 50_000)
+    assert passages[0].text.startswith("seen")
