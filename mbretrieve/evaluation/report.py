@@ -283,7 +283,9 @@ def plot_trade_off(path: Path, results: Mapping[str, Sequence[TaskResult]], cost
         axes.scatter(sum(values) / len(shared), sum(scores) / len(shared), label=system)
     axes.set(xlabel=label, ylabel=f"headline metric, mean of {len(shared)} tasks", xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    places = [value for of_system in costs.values() for value, _ in of_system.values()]
+    # Within a decade there may be no power of ten to read; over several, the numbers between would run together.
+    axes.xaxis.set_minor_formatter("{x:g}" if max(places) < 10 * min(places) else "")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
