@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/installed
 	$(BIN)/mbretrieve index . --index $(DEMO)
-	@for query in "pack sequences of like length into batches" "which files are left out of the index" "late interaction score"; do \
+	@for query in "where are documents cut into windows" "score a query against a document token by token" "leave out files that git ignores"; do \
 	  printf '\n\033[1mmbretrieve search "%s"\033[0m\n' "$$query"; \
 	  $(BIN)/mbretrieve search "$$query" --index $(DEMO) -k 3 || exit 1; \
 	done

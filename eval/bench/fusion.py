@@ -6,16 +6,13 @@
 import argparse
 import csv
 import json
-import platform
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
+from machine import provenance, write
 
-import mbretrieve
 from mbretrieve import ColBERT, DenseEncoder, Document, Retriever
 from mbretrieve.evaluation.metrics import evaluate
 from mbretrieve.index import fusion
@@ -91,17 +88,13 @@ def main() -> None:
     best = max(means, key=lambda how: means[how])
     print("\nmean over the choosing splits:", {how: round(value, 4) for how, value in means.items()})
     print("chosen:", best, {name: round(table[best], 4) for name, table in scores["report"].items()})
-    if arguments.json:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        result = {
-            "command": " ".join(["python", *sys.argv[:1], "--kind", arguments.kind]),
-            "versions": {"mbretrieve": mbretrieve.__version__, "torch": torch.__version__},
-            "machine": machine,
-            "ndcg@10": scores,
-            "mean_choose": means,
-            "chosen": best,
-        }
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    rounded = {
+        use: {name: {how: round(value, 4) for how, value in table.items()} for name, table in tables.items()}
+        for use, tables in scores.items()
+    }
+    means = {how: round(value, 4) for how, value in means.items()}
+    kind_of = {"kind": arguments.kind, "ndcg@10": rounded, "mean_over_choosing_splits": means, "chosen": best}
+    write(kind_of | provenance("torch"), arguments.json)
 
 
 if __name__ == "__main__":
