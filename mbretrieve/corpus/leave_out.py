@@ -25,6 +25,9 @@ _MADE = frozenset(
 )
 # A file that marks its folder as something a tool made: https://bford.info/cachedir/ and PEP 405.
 _MARKERS = ("CACHEDIR.TAG", "pyvenv.cfg")
+# What each index of ours has from its first moment. Its files change with every commit: read, it would never be up to
+# date with itself.
+_INDEX = ("catalog.sqlite", "lock")
 
 _PYTHON = ("pyproject.toml", "setup.py", "setup.cfg")
 _NODE = ("package.json",)
@@ -116,7 +119,7 @@ def folder_reason(name: str, siblings: Collection[str], holds: Callable[[str], b
     beside = any(sibling in siblings for sibling in _ARTEFACTS.get(name, ()))
     if beside or name in _MADE or any(holds(marker) for marker in _MARKERS):
         return "build artefact"
-    return None
+    return "index" if all(holds(name) for name in _INDEX) else None
 
 
 def file_reason(name: str) -> str | None:

@@ -136,10 +136,11 @@ def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, A
     if kind not in LAYOUTS or dim < 1:
         raise ValueError(f"kind {kind!r} with dim {dim}; one of {', '.join(LAYOUTS)} and at least 1 were expected")
     with translated(index):
+        if index.exists():
+            _refuse_others(index)  # before a lock file is left among them
         index.mkdir(parents=True, exist_ok=True)
     with writer_lock(index), translated(index):
-        if foreign := {path.name for path in index.iterdir()} - {*FILES, "lock", FOLDER}:
-            raise DataError(f"{index} holds other files ({min(foreign)}); name a new or empty folder for the index")
+        _refuse_others(index)
         if (index / FILE).exists():
             raise DataError(f"{index} already is an index: open it, or remove it first")
         for name in DRAFT_FILES:  # SQLite would play a journal of another draft back into this one
@@ -166,6 +167,14 @@ def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, A
         os.close(descriptor)
         draft.rename(index / FILE)
         sync_folder(index)
+
+
+def _refuse_others(index: Path) -> None:
+    """Raise DataError if what is at ``index`` is no folder, or holds what is not an index's."""
+    if not index.is_dir():
+        raise DataError(f"{index} is a file; name a new or empty folder for the index")
+    if foreign := {path.name for path in index.iterdir()} - {*FILES, "lock", FOLDER}:
+        raise DataError(f"{index} holds other files ({min(foreign)}); name a new or empty folder for the index")
 
 
 def put_meta(connection: sqlite3.Connection, name: str, value: Any) -> None:

@@ -24,13 +24,24 @@ def default_device() -> torch.device:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return the device a caller named, or the default; ModelError if the name is none that torch knows."""
+    """Return the device a caller named, or the default; ModelError if torch does not know it, or it is not here."""
     if device is None:
         return default_device()
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"device is {device!r}, expected a torch device such as cpu, cuda or cuda:1") from error
+    try:
+        torch.zeros(1, device=found).item()  # a name is good on every machine: only using it tells
+    except (
+        RuntimeError,
+        AssertionError,
+        ImportError,
+    ) as error:  # each backend has its own way to say that it is absent
+        raise ModelError(
+            f"device is '{found}', which torch cannot use here: name one that it can, such as {default_device()}"
+        ) from error
+    return found
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

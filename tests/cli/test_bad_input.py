@@ -49,7 +49,8 @@ def test_an_index_that_is_not_there(repo: Path, mbretrieve: Command, command: li
 def test_an_index_is_not_made_among_other_files(repo: Path, mbretrieve: Command) -> None:
     before = sorted(path.name for path in (repo / "docs").iterdir())
     one_line(mbretrieve("index", "app", "--index", "docs"))
-    assert sorted(path.name for path in (repo / "docs").iterdir() if path.name != "lock") == before
+    assert sorted(path.name for path in (repo / "docs").iterdir()) == before
+    assert "is a file" in one_line(mbretrieve("index", "app", "--index", next((repo / "docs").iterdir())))
 
 
 @pytest.mark.parametrize("query", ["", "  \n"])
@@ -76,7 +77,9 @@ def test_a_model_folder_that_is_not_one(indexed: Path, mbretrieve: Command) -> N
 
 def test_a_device_that_is_not_there(indexed: Path, mbretrieve: Command) -> None:
     (indexed / "new.py").write_text("def new(): ...\n")
-    one_line(mbretrieve("index", indexed, "--device", "abacus"))
+    for device in ("abacus", "cuda:99", "meta"):
+        assert f"'{device}'" in one_line(mbretrieve("index", indexed, "--device", device))
+        assert f"'{device}'" in one_line(mbretrieve("search", QUESTION, "--no-refresh", "--device", device))
 
 
 def catalogue(cache: Path) -> Path:

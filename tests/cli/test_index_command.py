@@ -32,6 +32,13 @@ def test_indexing_again_encodes_nothing(indexed: Path, mbretrieve: Command) -> N
     assert encoded(result.out) == 0
 
 
+def test_an_index_inside_its_own_folder_does_not_read_itself(repo: Path, mbretrieve: Command) -> None:
+    assert "3 files: 3 new" in mbretrieve("index", ".", "--index", "found").out
+    result = mbretrieve("search", "configuration", "--index", "found", "-l")
+    assert (result.status, result.err) == (0, "")
+    assert "up to date: yes" in mbretrieve("status", "--index", "found").out
+
+
 def test_a_touched_file_is_not_encoded_again(indexed: Path, mbretrieve: Command) -> None:
     os.utime(indexed / "app/config.py", (1, 1))
     result = mbretrieve("index", indexed)

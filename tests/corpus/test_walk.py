@@ -115,6 +115,7 @@ def test_what_is_left_out_by_name(tmp_path: Path) -> None:
         ),
         *("env/pyvenv.cfg", "pkg/package.json", "pkg/dist/out.js", "cmd/dist/main.go", "cmd/build/build.go"),
         *("rust/Cargo.toml", "rust/target/x.rs", "made/CACHEDIR.TAG", "made/y.py", "__pycache__/z.py"),
+        *("search/catalog.sqlite", "search/lock", "search/segments/1/words.txt"),
     )
     (tmp_path / "empty.py").touch()
     skipped = Skipped()
@@ -128,9 +129,10 @@ def test_what_is_left_out_by_name(tmp_path: Path) -> None:
         "lock file": 2,
         "vendored": 5,
         "build artefact": 5,
+        "index": 1,
         "empty": 1,
     }
-    assert skipped.total == 19
+    assert skipped.total == 20
     assert "2 binary: lib.so, x.png" in skipped.lines()
     assert ".hidden.py" in found(tmp_path, WalkOptions(hidden=True))
 

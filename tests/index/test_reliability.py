@@ -512,7 +512,10 @@ def test_nothing_is_made_over_something(path: Path) -> None:
     (other / "thesis.txt").touch()
     with pytest.raises(DataError, match=r"holds other files \(thesis.txt\)"):
         DenseIndex.create(other, 4)
+    assert [file.name for file in other.iterdir()] == ["thesis.txt"]
     (other / "thesis.txt").unlink()
     DenseIndex.create(other, 4).close()
-    with pytest.raises(IndexBusyError):
+    with pytest.raises(DataError, match="lock is a file; name a new or empty folder"):
         DenseIndex.create(path / "lock", 4)
+    with pytest.raises(IndexBusyError):
+        DenseIndex.create(path / "lock" / "below", 4)

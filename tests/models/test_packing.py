@@ -48,6 +48,9 @@ def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ModelError, match="'abacus'"):
         resolve_device("abacus")
+    for absent in ("meta", "xla", torch.device("cuda", 99)):
+        with pytest.raises(ModelError, match=f"device is '{absent}', which torch cannot use here"):
+            resolve_device(absent)
 
 
 def test_dtypes() -> None:
