@@ -62,14 +62,22 @@ class SyncReport:
 
 
 def cache_folder() -> Path:
-    """Return where indexes without a place of their own are kept: MBRETRIEVE_CACHE, or the user's cache folder."""
+    """Return where indexes without a place of their own are kept: MBRETRIEVE_CACHE, or the user's cache folder.
+
+    Raises: DataError for a user, of a container say, who has neither.
+    """
     if chosen := os.environ.get("MBRETRIEVE_CACHE"):
         return Path(chosen)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mbretrieve"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mbretrieve"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbretrieve"
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "mbretrieve"
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mbretrieve"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbretrieve"
+    except RuntimeError:
+        raise DataError(
+            "this user has no home folder to keep indexes in: set MBRETRIEVE_CACHE, or name a place with --index"
+        ) from None
 
 
 def default_index(root: Path) -> Path:

@@ -26,6 +26,10 @@ def command(ids: tuple[str, ...], index: Path | None, path: Path | None, everyth
         raise click.UsageError("name the documents to delete, or give --all")
     target = require(path, index)
     if everything:
+        if target.within is not None and not target.named:
+            raise DataError(
+                f"{path or Path()} has no index of its own, only a part of {target.index}: name that with --index"
+            )
         _delete_index(target.index, yes)
     else:
         _delete_documents(target.index, set(ids))
@@ -37,11 +41,19 @@ def _delete_index(index: Path, yes: bool) -> None:
 
     if not (index / FILE).exists():
         raise IndexFormatError(f"{index} is not an index: it has no {FILE}; delete it yourself if it is in the way")
-    if not yes and not click.confirm(printable(f"Delete the index {index}?"), err=True):
+    if not yes and not _confirmed(index):
         return
     with writer_lock(index):
         remove_all(index)
     click.echo(printable(f"deleted {index}"))
+
+
+def _confirmed(index: Path) -> bool:
+    try:
+        return click.confirm(printable(f"Delete the index {index}?"), err=True)
+    except click.Abort:  # Ctrl-C, or nobody there to answer
+        click.echo(err=True)
+        raise DataError(f"{index} is not deleted: answer with y, or add --yes") from None
 
 
 def _delete_documents(index: Path, ids: set[str]) -> None:

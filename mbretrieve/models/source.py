@@ -78,7 +78,9 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Source
         raise ModelError(f"there is no folder {name} here and no model {name} on the Hugging Face Hub") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         why = "only local files were asked for" if local_files_only else "the Hugging Face Hub cannot be reached"
-        raise ModelError(f"{at} is neither a folder nor in the local cache, and {why}") from error
+        raise ModelError(
+            f"{at} is neither a folder nor in the local cache, and {why}; name a model's folder"
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{at} cannot be fetched from the Hugging Face Hub: {' '.join(str(error).split())}") from error
     return Source(Path(folder), name, Path(folder).name)

@@ -260,3 +260,11 @@ def test_a_place_that_cannot_be_written(repo: Path, mbretrieve: Command, monkeyp
     one_line(mbretrieve("index", "."))
     one_line(mbretrieve("index", ".", "--index", "/proc/index"))
     assert "has no index" in one_line(mbretrieve("search", QUESTION))
+
+
+def test_a_user_without_a_home_folder(repo: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MBRETRIEVE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # a container's user whom no table of users knows
+    for command in (["index", "."], ["search", QUESTION], ["status"]):
+        assert "set MBRETRIEVE_CACHE" in one_line(mbretrieve(*command))

@@ -1,5 +1,6 @@
 """``mbretrieve status``, ``delete``, ``verify``, ``--version`` and ``--help``."""
 
+import io
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mbretrieve as package
+from mbretrieve.folder import default_index
 from tests.cli.conftest import Command, one_line
 
 
@@ -74,11 +76,28 @@ def test_documents_are_deleted_by_id(indexed: Path, mbretrieve: Command) -> None
     assert "1 of 1 ids are not in" in again.err
 
 
+def test_an_index_of_more_than_was_named_is_not_deleted(indexed: Path, mbretrieve: Command) -> None:
+    error = one_line(mbretrieve("delete", "--all", "--yes", "--path", "docs"))
+    assert "docs has no index of its own" in error
+    assert mbretrieve("status").status == 0
+    index = default_index(indexed)
+    assert mbretrieve("delete", "--all", "--yes", "--path", "docs", "--index", index).status == 0
+    assert mbretrieve("status").status == 1
+
+
+def test_a_question_that_nobody_answers_deletes_nothing(
+    indexed: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    result = mbretrieve("delete", "--all")
+    assert result.status == 1
+    assert "is not deleted: answer with y, or add --yes" in result.err.splitlines()[-1]
+    assert mbretrieve("status").status == 0
+
+
 def test_a_whole_index_is_deleted_after_a_question(
     indexed: Path, cache: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"n\n")))
     assert mbretrieve("delete", "--all").status == 0
     assert len(list(cache.iterdir())) == 1
