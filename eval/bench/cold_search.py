@@ -1,21 +1,21 @@
 """How long a cold ``mbretrieve search`` takes, beside what Python needs to import torch, faiss and tokenizers.
 
 Each round starts one process of each kind, in turn, so that a busy moment of the machine hits all alike; the ratio of
-the medians is what counts. Usage: ``python eval/bench/cold_search.py [PATH] [--repeats N] [--out FILE]``. PATH
+the medians is what counts. Usage: ``python eval/bench/cold_search.py [PATH] [--repeats N] [--json OUT]``. PATH
 (default: this project) is indexed first, in a temporary place.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from machine import provenance, write
 
 QUESTION = "where is the index opened for reading"
 PACKAGES = ("torch", "faiss-cpu", "tokenizers", "click", "numpy")
@@ -30,6 +30,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> float:
 
 def search_seconds(index: Path, repeats: int) -> float:
     """Time the search itself, in a process that has the index and the model open: the median over the repeats."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
     from mbretrieve.retriever import Retriever
 
     with Retriever.open(index) as retriever:
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, nargs="?", default=Path(__file__).parents[2])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as cache:
@@ -83,23 +84,9 @@ def main() -> None:
         "range_seconds": {name: [round(min(values), 4), round(max(values), 4)] for name, values in times.items()},
         "search_over_imports": round(medians["search"] / medians["imports"], 3),
         "search_itself_seconds": round(warm, 4),
-        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        **provenance(*PACKAGES),
     }
-    text = json.dumps(record, indent=2) + "\n"
-    if arguments.out is None:
-        sys.stdout.write(text)
-    else:
-        arguments.out.write_text(text)
-
-
-def processor() -> str:
-    """Name the processor as Linux does, else as Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+    write(record, arguments.json)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from mbretrieve.errors import DataError, IndexFormatError
 @click.option("--all", "everything", is_flag=True, help="Delete the whole index; the indexed files stay.")
 @yes_option
 def command(ids: tuple[str, ...], index: Path | None, path: Path | None, everything: bool, yes: bool) -> None:
-    """Delete documents by ID (as `search --json` gives them), or with --all a whole index.
+    """Delete documents, or with --all a whole index.
 
-    A unit of a file comes back when the file changes: what is to stay out belongs in .mbretrieveignore.
+    IDs are those that `search --json` gives. A unit of a file comes back when the file changes: what is to stay out
+    belongs in .mbretrieveignore.
     """
     if bool(ids) == everything:
         raise click.UsageError("name the documents to delete, or give --all")

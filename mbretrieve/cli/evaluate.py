@@ -101,7 +101,7 @@ def command(
     indexes: Path | None,
     list_suites: bool,
 ) -> int | None:
-    r"""Measure a model, or bm25 (--model bm25), on a suite of tasks.
+    """Measure a model, or bm25 (--model bm25), on a suite of tasks.
 
     Each finished task is a file, OUTPUT/<model>/<suite>/<task>.json, with "metrics", "exact_metrics", "timing",
     "index" and "provenance", beside its ranking as a TREC run file, report.md and tasks.png; OUTPUT/<suite>-latency.png

@@ -76,10 +76,11 @@ def command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    r"""Print the units of PATH (the current folder) that match QUERY best.
+    r"""Print the units that match QUERY best.
 
-    The index is that of PATH or of the nearest folder above it, and the answer is limited to PATH. If at most 32 files,
-    of at most 512 kB together, have changed since it was last brought up to date, they are indexed first.
+    The index is that of PATH (the current folder) or of the nearest folder above it, and the answer is limited to
+    PATH. If at most 32 files, of at most 512 kB together, have changed since it was last brought up to date, they are
+    indexed first.
 
     A unit of more than 20 lines is shown around its best lines, which are marked with ">".
 

@@ -19,9 +19,10 @@ from mbretrieve.errors import DataError, MbretrieveError
 @index_option
 @json_option
 def command(path: Path | None, index: Path | None, as_json: bool) -> None:
-    """Say what the index of PATH (the current folder) holds, and whether it is up to date.
+    """Say what an index holds, and whether it is up to date.
 
-    Where the current folder has no index, all indexes in your cache folder are listed.
+    The index is that of PATH (the current folder) or the one named. Where the current folder has no index, all indexes
+    in your cache folder are listed.
 
     --json prints {"index", "roots", "documents", "files", "tokens", "segments", "bytes", "model", "generation",
     "updated", "changed_files"}, or a list of these; changed_files is null where it was not looked for, in a list, or

@@ -14,7 +14,9 @@ from mbretrieve.cli.target import require
 @index_option
 @click.pass_context
 def command(context: click.Context, path: Path | None, index: Path | None) -> None:
-    """Recompute every hash and count of an index: that of PATH (the current folder) or the one named.
+    """Recompute every hash and count of an index.
+
+    The index is that of PATH (the current folder) or the one named.
 
     Prints a line for each problem and exits 1 if there is any.
     """
