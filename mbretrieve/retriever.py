@@ -167,7 +167,9 @@ class Session:
                 self.delete(index.source_ids(source_name) - keep)
             self._writer.set_source(source_name, state)
         if self._progress is not None:
-            self._progress.advance(len(batch.finished) or len(batch.documents), tokens=tokens)
+            # A source is a step, and so is a document that has none.
+            steps = len(batch.finished) + sum(source is None for _, source in batch.documents)
+            self._progress.advance(steps, tokens=tokens)
         self._uncommitted_tokens += tokens
         late = time.monotonic() - self._committed_at > COMMIT_SECONDS
         if self._uncommitted_tokens >= COMMIT_TOKENS or late:

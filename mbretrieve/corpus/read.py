@@ -27,7 +27,7 @@ def read_documents(file: SourceFile, options: WalkOptions, skipped: Skipped | No
     layout give the text taken out of them. Metadata: path, start_line and end_line (from 1, both included), language,
     unit ("function", "method", "class", "block", "section", "document") and name ("" if it has none); page, cell, or a
     JSON row's own keys. Ids are ``path::name`` and stay when lines move; what has the same name is numbered in order.
-    (A BEIR row's is ``path::_id``; there, of rows with one `_id` the last should win.)
+    (A BEIR row's is ``path::_id``; a file may have an `_id` twice, and it is the caller who chooses.)
     Rows of JSON lines that are left out are added to ``skipped``, and are read as they are asked for.
     Raises: SkipFile, and nothing else, at the call: never once the first Document is out.
     """
