@@ -1,6 +1,7 @@
 """Index a folder with the bundled model by the command line, and report the cost: files, units, tokens, time, memory.
 
-``python eval/bench/index_folder.py [FOLDER] [--json OUT]``; without FOLDER, the installed transformers package.
+``python eval/bench/index_folder.py [FOLDER] [--index NEW] [--json OUT]``; without FOLDER, the installed transformers
+package. ``--index`` keeps the index it makes, for the benches of searching.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from machine import provenance, write
 
-from mbretrieve.retriever import Retriever
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: spinning threads starve each other
+
+from mbretrieve.retriever import Retriever  # after it: torch reads the variable when it is loaded
 
 QUESTIONS = [
     "rotate queries and keys by position",
@@ -46,6 +49,7 @@ def main() -> None:
     """Measure, print one JSON object, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--index", help="a folder that does not exist yet; a temporary one if not given")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     folder = arguments.folder
@@ -55,7 +59,9 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     run = [sys.executable, "-m", "mbretrieve"]
     with tempfile.TemporaryDirectory() as place:
-        index = f"{place}/index"
+        index = arguments.index or f"{place}/index"
+        if Path(index).exists():
+            parser.error(f"{index} exists; the first run is measured on a new index")
         first = timed([*run, "index", str(folder), "--index", index])
         peak = peak_bytes()
         again = timed([*run, "index", str(folder), "--index", index])
