@@ -193,16 +193,16 @@ def remove_all(index: Path) -> None:
 
 def remove(index: Path) -> None:
     """Delete an index if it is there: its own files, then the folder unless it holds others."""
-    from mbretrieve.index.catalogue import FILES
-    from mbretrieve.index.segments import FOLDER
+    from mbretrieve.index.catalogue import FILES, FOLDERS
 
     if not index.exists():
         return
     try:
         for name in (*FILES, "lock"):
             (index / name).unlink(missing_ok=True)
-        if (index / FOLDER).exists():
-            shutil.rmtree(index / FOLDER)
+        for name in FOLDERS:
+            if (index / name).exists():
+                shutil.rmtree(index / name)
         if not any(index.iterdir()):
             index.rmdir()
     except OSError as error:

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, Integers, checksum, create_catalogue, damaged
+from mbretrieve.index.files import folder_bytes
 from mbretrieve.index.lexical import search_words
+from mbretrieve.index.plan import Effort
 from mbretrieve.index.reading import ids_by_key, keys_by_id, passing, read_documents, scan_documents
 from mbretrieve.index.records import Entry, Match, best_first, check_rows
-from mbretrieve.index.segments import segment_bytes
-from mbretrieve.index.store import Writer
+from mbretrieve.index.segments import CODEBOOKS, SEGMENTS
+from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.index.verify import verify
 from mbretrieve.index.view import Found, Ranked, View, load_view
 from mbretrieve.types import Document, Kind, Metadata, Where
@@ -42,12 +44,15 @@ class VectorIndex(ABC):
         self._switching = threading.RLock()
 
     @classmethod
-    def create(cls, path: str | Path, dim: int, identity: Mapping[str, Any] | None = None) -> Self:
+    def create(
+        cls, path: str | Path, dim: int, identity: Mapping[str, Any] | None = None, *, bits: int | None = None
+    ) -> Self:
         """Make an empty index for vectors of ``dim`` numbers; ``identity`` (JSON values) says what made them.
 
+        bits: a dimension of a packed vector has so many, 1, 2, 4 or 8; if not given, as many as lose nearly nothing.
         Raises: DataError if there is already something at ``path``; IndexBusyError if it cannot be written.
         """
-        create_catalogue(Path(path), cls.kind, dim, identity or {})
+        create_catalogue(Path(path), cls.kind, dim, identity or {}, cls._bits(bits))
         return cls.open(path)
 
     @classmethod
@@ -115,13 +120,14 @@ class VectorIndex(ABC):
     # Writing
 
     @contextmanager
-    def writer(self) -> Iterator[Writer]:
+    def writer(self, memory: int = MEMORY) -> Iterator[Writer]:
         """Hold the one writer's lock; leaving the block commits, and this object then sees what was written.
 
+        memory: bytes to work in, about, however much is written.
         Raises: IndexBusyError if another process writes, or the folder cannot be written.
         """
         try:
-            with Writer(self.path) as writer:
+            with Writer(self.path, memory) as writer:
                 yield writer
         finally:
             self.refresh()
@@ -151,6 +157,14 @@ class VectorIndex(ABC):
         with self.writer() as writer:
             return writer.delete(ids)
 
+    def compact(self, *, retrain: bool = False, memory: int = MEMORY) -> None:
+        """Bring all vectors into as few segments as can be, and give back the disk that nothing needs; commits.
+
+        See ``Writer.compact``. Raises: IndexBusyError.
+        """
+        with self.writer(memory) as writer:
+            writer.compact(retrain=retrain)
+
     # Searching
 
     def search(
@@ -160,10 +174,13 @@ class VectorIndex(ABC):
         *,
         where: Where | None = None,
         ids: Collection[str] | None = None,
+        effort: Effort | None = None,
+        exact: bool = False,
     ) -> list[list[Match]]:
         """Return for each query the best ``k`` documents (all, if there are fewer), best first; equal scores by id.
 
         A document scores as its best window; ``where`` (``filters.compile_where``) and ``ids`` limit what is ranked.
+        effort: how far to look in what is packed (None: as ``plan.TABLE`` says); exact: score every document instead.
         Raises: ValueError for k < 1; DataError for a query of another dim or a filter that does not parse.
         """
         _check_k(k)
@@ -177,7 +194,11 @@ class VectorIndex(ABC):
         group = max(1, GROUP_SCORES // len(positions))
         results: list[list[Match]] = []
         for first in range(0, len(checked), group):
-            found = self._candidates(view, checked[first : first + group], positions, k)
+            some = checked[first : first + group]
+            if exact:
+                found = [Found(positions, scores) for scores in self._score_windows(view, some, positions)]
+            else:
+                found = self._candidates(view, some, positions, documents, k, effort)
             results += _matches(catalogue, view, [view.best(one, documents, k) for one in found], k)
         return results
 
@@ -246,11 +267,14 @@ class VectorIndex(ABC):
 
     def status(self) -> dict[str, Any]:
         """Return what the index holds and how large it is; reads no vectors."""
-        [(segments, windows, tokens)] = self._catalogue.rows(
-            "SELECT count(*), coalesce(sum(live_rows), 0), coalesce(sum(live_tokens), 0) FROM segments"
+        [(segments, windows, tokens, packed)] = self._catalogue.rows(
+            "SELECT count(*), coalesce(sum(live_rows), 0), coalesce(sum(live_tokens), 0),"
+            " coalesce(sum(live_tokens) FILTER (WHERE codebook IS NOT NULL), 0) FROM segments"
         )
         [(sources,)] = self._catalogue.rows("SELECT count(*) FROM sources")
-        sizes = {"segments": segment_bytes(self.path)}
+        codebooks = self._catalogue.codebooks()
+        sizes = {name: folder_bytes(self.path / name) for name in (SEGMENTS, CODEBOOKS)}
+        stored = sum(sizes.values())
         sizes["catalogue"] = sum(path.stat().st_size for path in self.path.glob(f"{FILE}*"))
         return {
             "path": str(self.path),
@@ -262,6 +286,10 @@ class VectorIndex(ABC):
             "windows": windows,
             "tokens": tokens,
             "segments": segments,
+            "packed_tokens": packed,
+            "bits": self._catalogue.bits,
+            "lists": [book.lists for book in codebooks],
+            "bytes_per_token": round(stored / tokens, 1) if tokens else 0.0,
             "sources": sources,
             "bytes": {**sizes, "total": sum(sizes.values())},
             "identity": self.identity,
@@ -289,8 +317,22 @@ class VectorIndex(ABC):
         """Score some windows (P,) for each query, exactly: (Q, P)."""
 
     @abstractmethod
-    def _candidates(self, view: View, queries: list[NDArray[np.float32]], positions: Integers, k: int) -> list[Found]:
-        """Return for each query windows among ``positions`` that hold the best windows of the best ``k`` documents."""
+    def _candidates(
+        self,
+        view: View,
+        queries: list[NDArray[np.float32]],
+        positions: Integers,
+        documents: Integers,
+        k: int,
+        effort: Effort | None,
+    ) -> list[Found]:
+        """Return for each query windows among ``positions``, those of ``documents``, that are thought to hold the best
+        windows of the best ``k`` documents; of no fewer documents than there are."""
+
+    @classmethod
+    @abstractmethod
+    def _bits(cls, bits: int | None) -> int | None:
+        """Return how many bits a dimension of a packed vector is to have. Raises: DataError if it cannot."""
 
     # Helpers
 

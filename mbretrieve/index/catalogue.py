@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError
+from mbretrieve.index.files import StoredFile, sync_folder
 from mbretrieve.index.lock import writer_lock
 from mbretrieve.index.records import LAYOUTS
-from mbretrieve.index.segments import FOLDER, SegmentFile, SegmentRecord, sync_folder
+from mbretrieve.index.segments import CODEBOOKS, SEGMENTS, CodebookRecord, SegmentRecord
 from mbretrieve.index.words import FTS5_TOKENIZER
 from mbretrieve.types import Kind
 
@@ -34,7 +35,9 @@ DRAFT_FILES = tuple(DRAFT + suffix for suffix in ("", "-journal", "-wal", "-shm"
 """What a process that was killed while it made an index may have left."""
 FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm", *DRAFT_FILES)
 """The catalogue, and what SQLite keeps beside it."""
-FORMAT = 1
+FOLDERS = (SEGMENTS, CODEBOOKS)
+"""The folders beside the catalogue."""
+FORMAT = 2
 BUSY_SECONDS = 10.0
 MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
 
@@ -45,12 +48,15 @@ NOT_WRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOE
 # found again by content hash, and a document whose metadata alone changed costs one row.
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE codebooks (
+  key INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, bits INTEGER NOT NULL, lists INTEGER NOT NULL,
+  tokens INTEGER NOT NULL, error REAL NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE segments (
   key INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL, tokens INTEGER NOT NULL,
-  live_rows INTEGER NOT NULL, live_tokens INTEGER NOT NULL);
+  codebook INTEGER, checksum BLOB NOT NULL, live_rows INTEGER NOT NULL, live_tokens INTEGER NOT NULL);
 CREATE TABLE files (
-  segment INTEGER NOT NULL, name TEXT NOT NULL, bytes INTEGER NOT NULL, checksums BLOB NOT NULL,
-  PRIMARY KEY (segment, name)) WITHOUT ROWID;
+  folder TEXT NOT NULL, name TEXT NOT NULL, bytes INTEGER NOT NULL, checksums BLOB NOT NULL,
+  PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE contents (
   key INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL, context TEXT NOT NULL, text TEXT NOT NULL,
   checksum BLOB NOT NULL);
@@ -59,6 +65,7 @@ CREATE TABLE windows (
   content INTEGER NOT NULL, window INTEGER NOT NULL, segment INTEGER NOT NULL, row INTEGER NOT NULL,
   tokens INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL, checksum INTEGER NOT NULL,
   PRIMARY KEY (content, window)) WITHOUT ROWID;
+CREATE INDEX windows_by_segment ON windows (segment, row);
 CREATE TABLE documents (
   key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content INTEGER NOT NULL, source TEXT,
   metadata TEXT NOT NULL, checksum BLOB NOT NULL);
@@ -71,9 +78,11 @@ CREATE VIRTUAL TABLE words USING fts5(tokens, content='', tokenize="{FTS5_TOKENI
 """
 
 WINDOW_COLUMNS = "content, window, segment, row, tokens, start, stop"
+SEGMENT_COLUMNS = "name, rows, tokens, codebook"
+CODEBOOK_COLUMNS = "name, bits, lists, tokens, error"
 
 
-def checksum(*fields: str | int | None) -> bytes:
+def checksum(*fields: str | float | None) -> bytes:
     """Hash the fields of a row (blake2b, 16 bytes), as the catalogue keeps it beside them."""
     # A changed byte can give a value another type, bytes for one; that must differ, not fail.
     return blake2b(json.dumps(fields, default=repr).encode(), digest_size=16).digest()
@@ -128,7 +137,7 @@ def damaged(index: Path, what: str) -> IndexFormatError:
     return IndexFormatError(f"{index / FILE} is damaged ({what}): restore it from a copy, or index again")
 
 
-def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, Any]) -> None:
+def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, Any], bits: int | None) -> None:
     """Make the folder and its empty catalogue, complete or not at all.
 
     Raises: DataError if something is there already, IndexBusyError if the folder cannot be written.
@@ -153,6 +162,7 @@ def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, A
                 "format": FORMAT,
                 "kind": kind,
                 "dim": dim,
+                "bits": bits,
                 "identity": dict(identity),
                 "generation": 0,
                 "settings": {},
@@ -173,7 +183,7 @@ def _refuse_others(index: Path) -> None:
     """Raise DataError if what is at ``index`` is no folder, or holds what is not an index's."""
     if not index.is_dir():
         raise DataError(f"{index} is a file; name a new or empty folder for the index")
-    if foreign := {path.name for path in index.iterdir()} - {*FILES, "lock", FOLDER}:
+    if foreign := {path.name for path in index.iterdir()} - {*FILES, "lock", *FOLDERS}:
         raise DataError(f"{index} holds other files ({min(foreign)}); name a new or empty folder for the index")
 
 
@@ -257,6 +267,12 @@ class Catalogue:
         return int(self._meta["dim"])
 
     @property
+    def bits(self) -> int | None:
+        """How many bits a dimension of a packed vector has; None if vectors are never packed."""
+        bits: int | None = self._meta["bits"]
+        return bits
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What the maker of the index said of the model."""
         return dict(self._meta["identity"])
@@ -304,22 +320,42 @@ class Catalogue:
         except (TypeError, ValueError, OverflowError) as error:
             raise damaged(self.index, "a number is none") from error
 
-    def windows(self) -> Integers:
-        """Return all windows, (W, 7), columns as WINDOW_COLUMNS, by content and window."""
-        found = self.integers(f"SELECT {WINDOW_COLUMNS}, checksum FROM windows ORDER BY content, window", columns=8)  # noqa: S608 - a constant
+    def windows(self, segment: int | None = None) -> Integers:
+        """Return all windows by content and window, or those of a segment by row: (W, 7), columns as WINDOW_COLUMNS."""
+        select = f"SELECT {WINDOW_COLUMNS}, checksum FROM windows"  # noqa: S608 - a constant
+        if segment is None:
+            found = self.integers(f"{select} ORDER BY content, window", columns=8)
+        else:
+            found = self.integers(f"{select} WHERE segment = ? ORDER BY row", (segment,), columns=8)
         if (window_checksums(found[:, :7]) != found[:, 7]).any():
             raise damaged(self.index, "a window's row was changed")
         return found[:, :7]
 
     def segments(self) -> list[SegmentRecord]:
         """Return all segments with their files."""
-        files: dict[int, list[SegmentFile]] = {}
-        for segment, name, size, sums in self.rows("SELECT segment, name, bytes, checksums FROM files"):
-            files.setdefault(segment, []).append(SegmentFile(name, size, sums))
-        return [
-            SegmentRecord(key, name, rows, tokens, tuple(files.get(key, ())))
-            for key, name, rows, tokens in self.rows("SELECT key, name, rows, tokens FROM segments ORDER BY key")
-        ]
+        files = self._files()
+        records = []
+        for key, *fields, kept in self.rows(f"SELECT key, {SEGMENT_COLUMNS}, checksum FROM segments ORDER BY key"):  # noqa: S608 - a constant
+            if checksum(key, *fields) != kept:
+                raise damaged(self.index, "the row of a segment was changed")
+            records.append(SegmentRecord(key, *fields, tuple(files.get(fields[0], ()))))
+        return records
+
+    def codebooks(self) -> list[CodebookRecord]:
+        """Return all codebooks with their files, the newest last."""
+        files = self._files()
+        records = []
+        for key, *fields, kept in self.rows(f"SELECT key, {CODEBOOK_COLUMNS}, checksum FROM codebooks ORDER BY key"):  # noqa: S608 - a constant
+            if checksum(key, *fields) != kept:
+                raise damaged(self.index, "the row of a codebook was changed")
+            records.append(CodebookRecord(key, *fields, tuple(files.get(fields[0], ()))))
+        return records
+
+    def _files(self) -> dict[str, list[StoredFile]]:
+        files: dict[str, list[StoredFile]] = {}
+        for folder, name, size, sums in self.rows("SELECT folder, name, bytes, checksums FROM files"):
+            files.setdefault(folder, []).append(StoredFile(name, size, sums))
+        return files
 
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a query, few at a time in memory."""
@@ -363,7 +399,7 @@ class Catalogue:
         if any(checksum(name, value) != kept for name, value, kept in rows):
             raise damaged(self.index, "its description was changed")
         self._meta = {name: json.loads(value) for name, value, _ in rows}
-        if missing := {"kind", "dim", "identity", "generation", "settings"} - set(self._meta):
+        if missing := {"kind", "dim", "bits", "identity", "generation", "settings"} - set(self._meta):
             raise damaged(self.index, f"it does not say its {min(missing)}")
 
     def _check_frozen(self) -> None:

@@ -6,8 +6,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.errors import DataError
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
+from mbretrieve.index.plan import Effort
+from mbretrieve.index.segments import RawSegment
 from mbretrieve.index.view import Found, View
 from mbretrieve.types import Kind
 
@@ -42,7 +45,21 @@ class DenseIndex(VectorIndex):
             out[:, some] = cosine(stacked, torch.tensor(vectors)).numpy()
         return out
 
-    def _candidates(self, view: View, queries: list[NDArray[np.float32]], positions: Integers, k: int) -> list[Found]:
+    @classmethod
+    def _bits(cls, bits: int | None) -> int | None:
+        if bits is not None:
+            raise DataError(f"{bits} bits a dimension were asked for; a dense index keeps its vectors as they are")
+        return None
+
+    def _candidates(
+        self,
+        view: View,
+        queries: list[NDArray[np.float32]],
+        positions: Integers,
+        documents: Integers,  # noqa: ARG002 - how many there are is of no matter here
+        k: int,
+        effort: Effort | None,  # noqa: ARG002 - every window is compared
+    ) -> list[Found]:
         stacked = _unit_rows(np.concatenate(queries))
         # The best 2k windows hold the best k documents if enough of those differ; if not, more windows are asked for.
         depth = min(2 * k, len(positions))
@@ -86,6 +103,7 @@ def _blocks(view: View, positions: Integers) -> Iterator[tuple[Integers, NDArray
         for first in range(0, len(rows), BLOCK_ROWS):
             part = rows[first : first + BLOCK_ROWS]
             together = part[-1] - part[0] + 1 == len(part)
+            assert isinstance(segment, RawSegment)  # dense vectors are not packed
             vectors = segment.vectors[part[0] : part[-1] + 1] if together else segment.vectors[part]
             yield some[first : first + BLOCK_ROWS], np.asarray(vectors)
 

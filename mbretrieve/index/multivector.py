@@ -1,19 +1,41 @@
-"""The index for late interaction: many vectors a window, ranked by exact MaxSim over memory-mapped tokens."""
+"""The index for late interaction: many vectors a window, ranked by MaxSim.
+
+While it is small every window is scored. A larger one is packed: FAISS finds the tokens nearest to each token of a
+query, the windows that these point to are ranked by what was found of them, and MaxSim over their packed tokens decides
+between the best. That order of work is PLAID's (Santhanam et al., CIKM 2022), the estimate XTR's (Lee et al., NeurIPS
+2023).
+"""
 
 import warnings
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.errors import DataError
+from mbretrieve.index import plan
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
+from mbretrieve.index.plan import Effort
+from mbretrieve.index.segments import PackedSegment, RawSegment
 from mbretrieve.index.view import Found, View
 from mbretrieve.types import Kind
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mbretrieve.index.codebooks import Codebook
+
+BITS = (1, 2, 4, 8)
+DEFAULT_BITS = 2
+MOST_TOKENS = 512  # of queries that are looked up together: a row of scores with every centroid is held for each
+
+Floats = NDArray[np.float32]
+
 
 class MultiVectorIndex(VectorIndex):
-    """Documents of many vectors, kept as float16, scored by MaxSim; usable alone, with anyone's vectors.
+    """Documents of many vectors, scored by MaxSim; usable alone, with anyone's vectors.
 
     >>> index = MultiVectorIndex.create("my.index", dim=2)
     >>> index.add(["a", "b"], [np.eye(2), np.array([[1.0, 0.0]])], [{"lang": "en"}, {"lang": "fr"}])
@@ -30,30 +52,185 @@ class MultiVectorIndex(VectorIndex):
     def _one_window(self, rows: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(rows)
 
-    def _score_windows(
-        self, view: View, queries: list[NDArray[np.float32]], positions: Integers
-    ) -> NDArray[np.float32]:
-        # Here, not above: status and search by words do without torch.
-        import torch
+    @classmethod
+    def _bits(cls, bits: int | None) -> int | None:
+        if bits is not None and bits not in BITS:
+            raise DataError(f"{bits} bits a dimension were asked for; {', '.join(map(str, BITS))} can be had")
+        return bits or DEFAULT_BITS
 
-        from mbretrieve.scoring import maxsim_ragged_batch
-
+    def _score_windows(self, view: View, queries: list[Floats], positions: Integers) -> Floats:
         out = np.empty((len(queries), len(positions)), dtype=np.float32)
-        tensors = [torch.from_numpy(query) for query in queries]
         for segment, some, rows in view.by_segment(positions):
-            with warnings.catch_warnings():
-                # torch warns of arrays that cannot be written. Mapped copy-on-write they could be, but the kernel would
-                # then count a segment as memory, and refuse one larger than there is.
-                warnings.simplefilter("ignore", UserWarning)
-                tokens, offsets = torch.from_numpy(segment.vectors), torch.from_numpy(segment.offsets)
-            out[:, some] = maxsim_ragged_batch(tensors, tokens, offsets, rows).numpy()
+            segment.check_rows(rows)
+            if isinstance(segment, RawSegment):
+                out[:, some] = _raw_scores(segment, queries, rows)
+            else:
+                rotated = [segment.codebook.rotate(query) for query in queries]
+                out[:, some] = _packed_scores(segment, rotated, rows)
         return out
 
     def _candidates(
         self,
         view: View,
-        queries: list[NDArray[np.float32]],
+        queries: list[Floats],
         positions: Integers,
-        k: int,  # noqa: ARG002 - exact search by MaxSim has to score every window whatever k
+        documents: Integers,
+        k: int,
+        effort: Effort | None,
     ) -> list[Found]:
-        return [Found(positions, scores) for scores in self._score_windows(view, queries, positions)]
+        packed = positions[view.is_packed[view.segment[positions]]]
+        effort = effort or plan.effort(view.packed_tokens, k)
+        if not len(packed) or self._is_small(view, packed, queries, effort):
+            return [Found(positions, scores) for scores in self._score_windows(view, queries, positions)]
+        raw = positions[~view.is_packed[view.segment[positions]]]
+        beside = self._score_windows(view, queries, raw)
+        selected = None if len(packed) == view.packed_windows else _selected(view, packed)
+        found: list[Found] = []
+        for first, last in _groups(queries):
+            some = queries[first:last]
+            for scores, at in zip(beside[first:last], self._nearest(view, some, effort, selected), strict=True):
+                found.append(_joined(Found(raw, scores), at))
+        enough = min(k, len(documents))
+        for i, one in enumerate(found):
+            if len(one.positions) < len(positions) and _owned(view, one, documents) < enough:
+                found[i] = Found(positions, self._score_windows(view, [queries[i]], positions)[0])
+        return found
+
+    def _is_small(self, view: View, packed: Integers, queries: list[Floats], effort: Effort) -> bool:
+        """Say whether scoring all of these windows is less work than to look for the best of them."""
+        if len(packed) == view.packed_windows:
+            return False
+        lists = min(len(segment.codebook.centroids) for segment in view.segments if isinstance(segment, PackedSegment))
+        longest = max(map(len, queries), default=1)
+        visited = min(1.0, effort.probes * longest / lists) * view.packed_tokens
+        return view.tokens(packed) <= max(visited, plan.RAW_TOKENS)
+
+    def _nearest(
+        self, view: View, queries: list[Floats], effort: Effort, selected: list[NDArray[np.bool_]] | None
+    ) -> list[Found]:
+        """Return for each query the windows in packed segments that look best, scored by MaxSim."""
+        from mbretrieve.index.gather import best_found, candidates
+
+        ends = np.cumsum([0] + [len(query) for query in queries])
+        stacked = np.concatenate(queries)
+        parts: list[tuple[Floats, Integers]] = []
+        looks: dict[int, _Look] = {}  # by codebook: its segments share it
+        for number, segment in enumerate(view.segments):
+            if not isinstance(segment, PackedSegment):
+                continue
+            book = segment.codebook
+            look = looks.setdefault(id(book), _Look.at(book, stacked, effort.probes))
+            segment.check_lists(np.unique(look.probes))
+            mask = None if selected is None else selected[number]
+            scores, rows = segment.lists.search(look.rotated, look.probes, look.coarse, effort.tokens, mask)
+            parts.append((scores, np.where(rows >= 0, view.at_rows[number][rows], -1)))
+        scores, at = best_found(parts, effort.tokens)
+        chosen = [
+            np.sort(candidates(scores[first:last], at[first:last], effort.rescore)) for first, last in pairwise(ends)
+        ]
+        found = [Found(positions, np.empty(len(positions), dtype=np.float32)) for positions in chosen]
+        for number, segment in enumerate(view.segments):
+            if not isinstance(segment, PackedSegment):
+                continue
+            look = looks[id(segment.codebook)]
+            for one, (first, last) in zip(found, pairwise(ends), strict=True):
+                here = np.flatnonzero(view.segment[one.positions] == number)
+                if len(here):
+                    rows = view.row[one.positions[here]]
+                    segment.check_rows(rows)
+                    one.scores[here] = _packed_scores(
+                        segment, [look.rotated[first:last]], rows, look.products[first:last]
+                    )[0]
+        return found
+
+
+class _Look(NamedTuple):
+    """What query tokens see of a codebook: themselves rotated (n, padded), their products with all centroids (n, L),
+    and of these the largest: the lists' numbers and the products (n, p)."""
+
+    rotated: Floats
+    products: Floats
+    probes: Integers
+    coarse: Floats
+
+    @classmethod
+    def at(cls, codebook: "Codebook", vectors: Floats, probes: int) -> Self:
+        import torch
+
+        rotated = codebook.rotate(vectors)
+        products = torch.from_numpy(rotated) @ torch.from_numpy(codebook.centroids).T
+        coarse, numbers = torch.topk(products, min(probes, len(codebook.centroids)), dim=1)
+        return cls(rotated, products.numpy(), numbers.numpy(), coarse.numpy())
+
+
+def _raw_scores(segment: RawSegment, queries: list[Floats], rows: Integers) -> Floats:
+    # Here, not above: status and search by words do without torch.
+    import torch
+
+    from mbretrieve.scoring import maxsim_ragged_batch
+
+    tensors = [torch.from_numpy(query) for query in queries]
+    scores: Floats = maxsim_ragged_batch(tensors, _tensor(segment.vectors), _tensor(segment.offsets), rows).numpy()
+    return scores
+
+
+def _packed_scores(
+    segment: PackedSegment, rotated: list[Floats], rows: Integers, products: Floats | None = None
+) -> Floats:
+    import torch
+
+    from mbretrieve.scoring import CompressedTokens, maxsim_compressed
+
+    codebook = segment.codebook
+    scores: Floats = maxsim_compressed(
+        [torch.from_numpy(query) for query in rotated],
+        CompressedTokens(codebook.centroids, codebook.residuals, segment.assignments, segment.codes),
+        _tensor(segment.offsets),
+        rows,
+        None if products is None else torch.from_numpy(products),
+    ).numpy()
+    return scores
+
+
+def _tensor(array: NDArray[Any]) -> "Tensor":
+    import torch
+
+    with warnings.catch_warnings():
+        # torch warns of arrays that cannot be written. Mapped copy-on-write they could be, but the kernel would then
+        # count a segment as memory, and refuse one larger than there is.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _selected(view: View, packed: Integers) -> list[NDArray[np.bool_]]:
+    """Return for each segment which of its rows hold one of some windows."""
+    wanted = np.zeros(len(view.row) + 1, dtype=bool)  # one more, for the rows that hold none: -1
+    wanted[packed] = True
+    return [wanted[at] for at in view.at_rows]
+
+
+def _groups(queries: list[Floats]) -> list[tuple[int, int]]:
+    """Cut queries into runs [first, last) of at most MOST_TOKENS tokens; a longer query is a run of its own."""
+    runs, first, held = [], 0, 0
+    for i, query in enumerate(queries):
+        if i > first and held + len(query) > MOST_TOKENS:
+            runs.append((first, i))
+            first, held = i, 0
+        held += len(query)
+    return [*runs, (first, len(queries))] if queries else []
+
+
+def _joined(raw: Found, packed: Found) -> Found:
+    if not len(raw.positions):
+        return packed
+    positions = np.concatenate([raw.positions, packed.positions])
+    order = np.argsort(positions)
+    return Found(positions[order], np.concatenate([raw.scores, packed.scores])[order])
+
+
+def _owned(view: View, found: Found, documents: Integers) -> int:
+    """Count those of some documents that own a window found."""
+    owners = view.owners(found.positions)
+    if len(documents) == len(view.keys):
+        return len(owners)
+    return int(np.isin(owners, documents).sum())

@@ -1,70 +1,131 @@
-"""Segments: immutable folders of vectors, memory-mapped by readers, each file with a checksum for every 64 KiB of it.
-
-A segment is written in a folder whose name begins with a dot, made durable, renamed, and counts once the catalogue
-names it.
+"""Segments: immutable folders of vectors. Raw ones keep them as they came; packed ones keep two or so bits a dimension,
+and inverted lists by which the nearest of many tokens are found.
 """
 
 import contextlib
 import os
-import secrets
-import shutil
-import zlib
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.files import HEADER, Draft, MappedFolder, StoredFile, npy_header, save_array
 from mbretrieve.index.records import Layout
 
-BLOCK = 64 * 1024
-HEADER = 128
-FOLDER = "segments"
+if TYPE_CHECKING:
+    from mbretrieve.index.codebooks import Codebook
+    from mbretrieve.index.lists import Lists
+
+SEGMENTS = "segments"
+CODEBOOKS = "codebooks"
 OFFSETS = "offsets.npy"
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentFile:
-    """What the catalogue knows of a segment's file: its size in bytes, and the CRC-32 of each 64 KiB block of it
-    (little-endian uint32)."""
-
-    name: str
-    size: int
-    checksums: bytes
+CODES = "codes.npy"
+ASSIGNMENTS = "assignments.npy"
+LISTS = "tokens.faiss"
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecord:
-    """What the catalogue knows of a segment: ``rows`` windows with ``tokens`` vectors in all."""
+    """What the catalogue knows of a segment: ``rows`` windows with ``tokens`` vectors in all, and the key of the
+    codebook by which it is packed (None: it is raw)."""
 
     key: int
     name: str
     rows: int
     tokens: int
-    files: tuple[SegmentFile, ...]
+    codebook: int | None
+    files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CodebookRecord:
+    """What the catalogue knows of a codebook.
+
+    Its ``bits`` a dimension, its number of ``lists``, how many ``tokens`` the index had when it was trained, and the
+    mean squared ``error`` of the vectors that it is meant for.
+    """
+
+    key: int
+    name: str
+    bits: int
+    lists: int
+    tokens: int
+    error: float
+    files: tuple[StoredFile, ...]
+
+
+def store_codebook(index: Path, codebook: "Codebook") -> tuple[str, list[StoredFile]]:
+    """Write a codebook durably; returns its folder's name, and what the catalogue is to know of its files."""
+    from mbretrieve.index.codebooks import save_codebook  # it needs torch, which not every reader does
+
+    draft = Draft(index / CODEBOOKS)
+    try:
+        return draft.name, draft.finish(save_codebook(draft.path, codebook))
+    finally:
+        draft.close()
+
+
+def open_codebook(index: Path, record: CodebookRecord, dim: int) -> "Codebook":
+    """Read a codebook, all of it checked. Raises: FileNotFoundError; IndexFormatError if it is damaged."""
+    from mbretrieve.index.codebooks import load_codebook
+
+    folder = MappedFolder(index / CODEBOOKS / record.name, record.files)
+    folder.verify()
+    codebook = load_codebook(folder.path, error=record.error)
+    if (len(codebook.rotation), len(codebook.centroids), codebook.bits) != (dim, record.lists, record.bits):
+        raise folder.damaged("centroids.npy", "it is not the codebook that the catalogue describes")
+    return codebook
+
+
+class _ArrayWriter:
+    """Appends rows to a numpy file whose length is known when it is finished."""
+
+    def __init__(self, path: Path, dtype: DTypeLike, row: tuple[int, ...]) -> None:
+        self.path, self._dtype, self._row = path, np.dtype(dtype), row
+        self._file: BinaryIO = path.open("w+b")
+        self._file.write(npy_header(dtype, (0, *row)))
+
+    def append(self, rows: NDArray[Any]) -> None:
+        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype.newbyteorder("<")).data)
+
+    def mapped(self, length: int) -> NDArray[Any]:
+        """Return what was appended."""
+        self._file.flush()
+        shape = (length, *self._row)
+        mapped: NDArray[Any] = np.memmap(self.path, dtype=self._dtype, mode="r", offset=HEADER, shape=shape)
+        return mapped
+
+    def finish(self, length: int) -> None:
+        self._file.seek(0)
+        self._file.write(npy_header(self._dtype, (length, *self._row)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what a full disk did not take need not be taken now
+            self._file.close()
 
 
 class SegmentWriter:
-    """Writes one segment, row by row; ``finish`` makes it durable, ``close`` without it removes what was written."""
+    """Writes one raw segment, row by row; ``finish`` makes it durable, ``close`` without it removes it."""
 
     def __init__(self, index: Path, layout: Layout, dim: int) -> None:
-        self.name = secrets.token_hex(8)
-        self._layout, self._dim = layout, dim
-        self._final = index / FOLDER / self.name
-        self._folder = index / FOLDER / f".{self.name}"
-        self._folder.mkdir(parents=True)
-        self._file: BinaryIO = (self._folder / layout.file).open("w+b")
-        self._file.write(self._header(0))
+        self._draft = Draft(index / SEGMENTS)
+        self.name = self._draft.name
+        self._layout = layout
+        self._vectors = _ArrayWriter(self._draft.path / layout.file, layout.dtype, (dim,))
         self._offsets = [0]
 
     def close(self) -> None:
         """Let go of the files; a segment that was not finished is removed."""
-        with contextlib.suppress(OSError):  # what a full disk did not take need not be taken now
-            self._file.close()
-        shutil.rmtree(self._folder, ignore_errors=True)  # `finish` has renamed it
+        self._vectors.close()
+        self._draft.close()
 
     @property
     def rows(self) -> int:
@@ -78,131 +139,157 @@ class SegmentWriter:
 
     def append(self, vectors: NDArray[Any]) -> int:
         """Write a window's (tokens, dim) vectors, already of the stored type; returns its row."""
-        self._file.write(np.ascontiguousarray(vectors).data)
+        self._vectors.append(vectors)
         self._offsets.append(self._offsets[-1] + len(vectors))
         return self.rows - 1
 
-    def finish(self) -> list[SegmentFile]:
+    def written(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the vectors written so far, mapped, and where each row's begin."""
+        return self._vectors.mapped(self.tokens), np.array(self._offsets, dtype=np.int64)
+
+    def finish(self) -> list[StoredFile]:
         """Make the segment durable under its final name; returns what the catalogue is to know of its files."""
-        self._file.seek(0)
-        self._file.write(self._header(self.tokens))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self._vectors.finish(self.tokens)
         names = [self._layout.file]
         if self._layout.many_rows:
             names.append(OFFSETS)
-            with (self._folder / OFFSETS).open("wb") as file:
-                offsets = np.array(self._offsets, dtype="<i8")
-                file.write(npy_header(np.int64, offsets.shape) + offsets.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-        files = [_describe(self._folder / name) for name in names]
-        sync_folder(self._folder)
-        self._folder.rename(self._final)
-        sync_folder(self._final.parent)
-        return files
-
-    def _header(self, tokens: int) -> bytes:
-        return npy_header(self._layout.dtype, (tokens, self._dim))
+            save_array(self._draft.path / OFFSETS, np.array(self._offsets, dtype=np.int64))
+        return self._draft.finish(names)
 
 
-class Segment:
+class PackedWriter:
+    """Writes one packed segment, block by block, then its lists; ``finish`` and ``close`` as for a raw one."""
+
+    def __init__(self, index: Path, codebook: "Codebook") -> None:
+        from mbretrieve.index.codebooks import assignment_dtype
+
+        self._draft = Draft(index / SEGMENTS)
+        self.name = self._draft.name
+        self._codes = _ArrayWriter(self._draft.path / CODES, np.uint8, (codebook.code_size,))
+        dtype = assignment_dtype(len(codebook.centroids))
+        self._assignments = _ArrayWriter(self._draft.path / ASSIGNMENTS, dtype, ())
+        self._lengths: list[NDArray[np.int64]] = []
+        self.rows = self.tokens = 0
+
+    def close(self) -> None:
+        """Let go of the files; a segment that was not finished is removed."""
+        self._codes.close()
+        self._assignments.close()
+        self._draft.close()
+
+    @property
+    def lists(self) -> Path:
+        """Where the inverted lists are to be written before ``finish``."""
+        return self._draft.path / LISTS
+
+    def row_lengths(self) -> NDArray[np.int64]:
+        """Return how many tokens each row has that was written."""
+        return np.concatenate([np.empty(0, np.int64), *self._lengths])
+
+    def append(self, assignments: NDArray[Any], codes: NDArray[np.uint8], lengths: NDArray[np.int64]) -> None:
+        """Write some rows: their tokens (T,) and (T, bytes), and how many tokens each row has."""
+        self._assignments.append(assignments)
+        self._codes.append(codes)
+        self._lengths.append(lengths)
+        self.rows += len(lengths)
+        self.tokens += len(codes)
+
+    def finish(self) -> list[StoredFile]:
+        """Make the segment durable under its final name; returns what the catalogue is to know of its files."""
+        self._codes.finish(self.tokens)
+        self._assignments.finish(self.tokens)
+        save_array(self._draft.path / OFFSETS, np.concatenate([[0], np.cumsum(self.row_lengths())]).astype(np.int64))
+        return self._draft.finish([CODES, ASSIGNMENTS, OFFSETS, LISTS])
+
+
+class Segment(ABC):
     """A committed segment, mapped for reading; it stays readable after a writer has dropped it and removed its folder.
 
-    ``vectors`` (tokens, dim) is memory-mapped; ``offsets`` (rows + 1,) int64 says where each row's vectors begin.
+    ``offsets`` (rows + 1,) int64 says where each row's vectors begin.
     """
 
-    def __init__(self, index: Path, record: SegmentRecord, layout: Layout, dim: int) -> None:
-        self._folder = index / FOLDER / record.name
-        self._files = {file.name: file for file in record.files}
-        self._unchecked = {file.name: np.ones(len(file.checksums) // 4, dtype=bool) for file in record.files}
-        self._maps: dict[str, Any] = {}
-        self.vectors = self._map(layout.file, layout.dtype, (record.tokens, dim))
-        if layout.many_rows:
-            self.offsets: NDArray[np.int64] = self._map(OFFSETS, np.int64, (record.rows + 1,))
-            if self.offsets[0] != 0 or self.offsets[-1] != record.tokens or (np.diff(self.offsets) < 1).any():
-                raise self._damaged(OFFSETS, "its numbers do not rise from 0 to the number of tokens")
-        else:
-            self.offsets = np.arange(record.rows + 1, dtype=np.int64)
-        self._main = layout.file
+    offsets: NDArray[np.int64]
+
+    def __init__(self, index: Path, record: SegmentRecord) -> None:
+        self.record = record
+        self.files = MappedFolder(index / SEGMENTS / record.name, record.files)
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
         """Check the blocks that hold these rows against their checksums, each block once. Raises: IndexFormatError."""
-        first = self.vectors.offset + self.offsets[rows] * self.vectors.strides[0]
-        last = self.vectors.offset + self.offsets[rows + 1] * self.vectors.strides[0] - 1
-        # Rows may be longer than a block: every block between the first and the last is meant.
-        depth = np.zeros(len(self._unchecked[self._main]) + 1, dtype=np.int64)
-        np.add.at(depth, first // BLOCK, 1)
-        np.add.at(depth, last // BLOCK + 1, -1)
-        blocks = np.flatnonzero((np.cumsum(depth[:-1]) > 0) & self._unchecked[self._main])
-        self._check_blocks(self._main, blocks.tolist())
+        for name, array in self._main():
+            self.files.check_rows(name, array, self.offsets[rows], self.offsets[rows + 1])
 
     def verify(self) -> None:
         """Check every block of every file. Raises: IndexFormatError naming the first file that differs."""
-        for name, unchecked in self._unchecked.items():
-            self._check_blocks(name, range(len(unchecked)))
+        self.files.verify()
 
-    def _check_blocks(self, name: str, blocks: Iterable[int]) -> None:
-        raw = memoryview(self._maps[name].base)  # the whole file, header included
-        expected = np.frombuffer(self._files[name].checksums, dtype="<u4")
-        for block in blocks:
-            if zlib.crc32(raw[block * BLOCK : (block + 1) * BLOCK]) != expected[block]:
-                raise self._damaged(name, f"bytes {block * BLOCK} to {(block + 1) * BLOCK} were changed")
-            self._unchecked[name][block] = False
+    @abstractmethod
+    def _main(self) -> list[tuple[str, NDArray[Any]]]:
+        """Return the files that hold a row for each token, with their arrays."""
 
-    def _map(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> "np.memmap[Any, Any]":
-        path = self._folder / name
-        if name not in self._files:
-            raise self._damaged(name, "the catalogue does not name it")
-        size = path.stat().st_size
-        if size != self._files[name].size:
-            raise self._damaged(name, f"it has {size:,} bytes, not {self._files[name].size:,}")
-        with path.open("rb") as file:
-            # Compared, not read: what another wrote is not parsed, and shape and type are known from the catalogue.
-            if file.read(HEADER) != npy_header(dtype, shape):
-                raise self._damaged(name, f"it is not a file of {np.dtype(dtype)} {shape}")
-        array: np.memmap[Any, Any] = np.memmap(path, dtype=dtype, mode="r", offset=HEADER, shape=shape)
-        self._maps[name] = array
-        return array
-
-    def _damaged(self, name: str, what: str) -> IndexFormatError:
-        return IndexFormatError(f"{self._folder / name} is damaged: {what}; restore it from a copy, or index again")
+    def _read_offsets(self) -> NDArray[np.int64]:
+        offsets: NDArray[np.int64] = self.files.map(OFFSETS, np.int64, (self.record.rows + 1,))
+        if offsets[0] != 0 or offsets[-1] != self.record.tokens or (np.diff(offsets) < 1).any():
+            raise self.files.damaged(OFFSETS, "its numbers do not rise from 0 to the number of tokens")
+        return offsets
 
 
-def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
-    """Return the first 128 bytes of a NumPy file (NEP 1, version 1.0), whatever the length: it can be written last."""
-    descr = np.dtype(dtype).newbyteorder("<").str
-    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
-    return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text.ljust(HEADER - 11).encode() + b"\n"
+class RawSegment(Segment):
+    """``vectors`` (tokens, dim) as they came."""
+
+    def __init__(self, index: Path, record: SegmentRecord, layout: Layout, dim: int) -> None:
+        super().__init__(index, record)
+        self._file = layout.file
+        self.vectors: NDArray[Any] = self.files.map(layout.file, layout.dtype, (record.tokens, dim))
+        self.offsets = self._read_offsets() if layout.many_rows else np.arange(record.rows + 1, dtype=np.int64)
+
+    def _main(self) -> list[tuple[str, NDArray[Any]]]:
+        return [(self._file, self.vectors)]
 
 
-def segment_bytes(index: Path) -> int:
-    """Return the bytes of all files under the index's segments folder."""
-    return sum(path.stat().st_size for path in (index / FOLDER).rglob("*") if path.is_file())
+class PackedSegment(Segment):
+    """``codes`` (tokens, bytes) uint8 and ``assignments`` (tokens,), to be read with ``codebook``; and ``lists``."""
+
+    def __init__(self, index: Path, record: SegmentRecord, codebook: "Codebook") -> None:
+        from mbretrieve.index.codebooks import assignment_dtype
+
+        super().__init__(index, record)
+        self.codebook = codebook
+        self.codes: NDArray[np.uint8] = self.files.map(CODES, np.uint8, (record.tokens, codebook.code_size))
+        self.assignments: NDArray[Any] = self.files.map(
+            ASSIGNMENTS, assignment_dtype(len(codebook.centroids)), (record.tokens,)
+        )
+        self.offsets = self._read_offsets()
+
+    @cached_property
+    def lists(self) -> "Lists":
+        """The inverted lists, mapped when first asked for. Raises: IndexFormatError if they do not fit the segment."""
+        from mbretrieve.index.lists import Lists  # it needs FAISS, which not every reader does
+
+        self.files.raw(LISTS)  # its size is what the catalogue says
+        lists = Lists(
+            self.files.path / LISTS,
+            self.codebook.products,
+            lists=len(self.codebook.centroids),
+            tokens=self.record.tokens,
+            rows=self.record.rows,
+        )
+        first, _ = lists.byte_ranges(np.zeros(1, dtype=np.int64))
+        self.files.check(LISTS, np.zeros(1, dtype=np.int64), first)  # the sizes, which opening read
+        return lists
+
+    def check_lists(self, numbers: NDArray[np.int64]) -> None:
+        """Check the blocks that hold these lists against their checksums, each block once. Raises: IndexFormatError."""
+        self.files.check(LISTS, *self.lists.byte_ranges(numbers))
+
+    def _main(self) -> list[tuple[str, NDArray[Any]]]:
+        return [(CODES, self.codes), (ASSIGNMENTS, self.assignments)]
 
 
-def sweep(index: Path, named: Sequence[str]) -> None:
-    """Remove the segment folders that the catalogue does not name: what killed writers left, what was dropped."""
-    folder = index / FOLDER
-    if folder.is_dir():
-        for child in folder.iterdir():
-            if child.name not in named:
-                shutil.rmtree(child, ignore_errors=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's own entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _describe(path: Path) -> SegmentFile:
-    checksums = bytearray()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            checksums += zlib.crc32(block).to_bytes(4, "little")
-        return SegmentFile(path.name, file.tell(), bytes(checksums))
+def open_segment(
+    index: Path, record: SegmentRecord, layout: Layout, dim: int, codebooks: "Mapping[int, Codebook]"
+) -> RawSegment | PackedSegment:
+    """Map a segment. Raises: FileNotFoundError; IndexFormatError for what does not fit the catalogue."""
+    if record.codebook is None:
+        return RawSegment(index, record, layout, dim)
+    return PackedSegment(index, record, codebooks[record.codebook])

@@ -9,18 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mbretrieve.errors import DataError, IndexBusyError
-from mbretrieve.index.catalogue import Catalogue, checksum, damaged, put_meta, translated, window_checksums
+from mbretrieve.index.catalogue import Catalogue, checksum, damaged, put_meta, translated
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.lock import writer_lock
-from mbretrieve.index.merging import SegmentSize, segments_to_merge
 from mbretrieve.index.records import LAYOUTS, Entry, check_batch, check_document, check_text, stored_vectors, to_json
-from mbretrieve.index.segments import Segment, SegmentWriter, sweep
+from mbretrieve.index.vectors import VectorStore
 from mbretrieve.index.words import content_words
 from mbretrieve.types import Metadata
+
+MEMORY = 2 << 30
+"""Bytes that a writer works in, if it is not told."""
 
 
 class Writer:
@@ -30,19 +29,21 @@ class Writer:
     DataError leaves the transaction as it was; after any other error only what was committed before remains.
     """
 
-    def __init__(self, index: Path) -> None:
-        """Take the lock and sweep up after killed writers. Raises: IndexBusyError if another process holds it."""
+    def __init__(self, index: Path, memory: int = MEMORY) -> None:
+        """Take the lock and sweep up after killed writers; work in about ``memory`` bytes whatever comes.
+
+        Raises: IndexBusyError if another process holds the lock.
+        """
         self._index = index
         with ExitStack() as stack:
             stack.enter_context(writer_lock(index))
             self._catalogue = Catalogue.open_to_write(index)
             stack.callback(self._catalogue.close)
-            sweep(index, [segment.name for segment in self._catalogue.segments()])
+            self._vectors = VectorStore(self._catalogue, memory)
+            self._vectors.sweep()
             self._held = stack.pop_all()
         self._database = self._catalogue.connection
         self._layout, self._dim = LAYOUTS[self._catalogue.kind], self._catalogue.dim
-        self._segment: SegmentWriter | None = None
-        self._segment_key = 0  # of the segment being written; 0 is nobody's
         self._touched: set[int] = set()  # contents that a document left; dropped at commit if none came back
         self._failed = False
         self._changes = self._database.total_changes  # as it was when the transaction began
@@ -78,7 +79,7 @@ class Writer:
             for entry, windows in zip(entries, vectors, strict=True):
                 content = self._put_content(entry)
                 for window, (rows, span) in enumerate(zip(windows, entry.spans, strict=True)):
-                    self._store(content, window, rows, span)
+                    self._vectors.put(content, window, rows, span)
                 self._put_document(entry.id, content, entry.source, entry.metadata)
 
     def add_same(
@@ -139,16 +140,32 @@ class Writer:
             return
         with self._changing():
             self._drop_contents()
-            self._merge()
-            self._finish_segment()
-            self._database.execute("DELETE FROM files WHERE segment IN (SELECT key FROM segments WHERE live_rows = 0)")
-            self._database.execute("DELETE FROM segments WHERE live_rows = 0")
-            put_meta(self._database, "generation", self._catalogue.newest_generation() + 1)
-            self._database.execute("COMMIT")
-            self._changes = self._database.total_changes
+            self._vectors.tidy()
+            self._commit()
+
+    def compact(self, *, retrain: bool = False) -> None:
+        """Commit, with all live vectors in as few segments as can be, and give back the disk that nothing needs.
+
+        ``retrain`` trains one codebook for all of them, for vectors that outgrew theirs (sixteen times as many, or of
+        another sort); it packs again what was packed, which costs a little of its exactness.
+        """
+        with self._changing():
+            self._drop_contents()
+            self._vectors.compact(retrain=retrain)
+            self._database.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self._commit()
+        with translated(self._index):
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _commit(self) -> None:
+        self._vectors.finish()
+        put_meta(self._database, "generation", self._catalogue.newest_generation() + 1)
+        self._database.execute("COMMIT")
+        self._changes = self._database.total_changes
         # Readers of an earlier generation have dropped folders mapped; one that comes too late opens the newest.
         # A segment whose commit failed stays until the next writer sweeps it: it may have been committed after all.
-        sweep(self._index, [segment.name for segment in self._catalogue.segments()])
+        self._vectors.sweep()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -167,51 +184,11 @@ class Writer:
             raise
 
     def _undo(self) -> None:
-        if self._segment is not None:
-            self._segment.close()
-            self._segment, self._segment_key = None, 0
+        self._vectors.undo()
         self._touched.clear()
         with contextlib.suppress(sqlite3.Error):  # a database that cannot even roll back does so when it is opened next
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
-
-    def _open_segment(self) -> SegmentWriter:
-        if self._segment is None:
-            self._segment = SegmentWriter(self._index, self._layout, self._dim)
-            cursor = self._database.execute(
-                "INSERT INTO segments (name, rows, tokens, live_rows, live_tokens) VALUES (?, 0, 0, 0, 0)",
-                (self._segment.name,),
-            )
-            self._segment_key = int(cursor.lastrowid or 0)
-        return self._segment
-
-    def _finish_segment(self) -> None:
-        if self._segment is None:
-            return
-        segment, key = self._segment, self._segment_key
-        self._database.executemany(
-            "INSERT INTO files VALUES (?, ?, ?, ?)",
-            [(key, file.name, file.size, file.checksums) for file in segment.finish()],
-        )
-        self._database.execute(
-            "UPDATE segments SET rows = ?, tokens = ? WHERE key = ?", (segment.rows, segment.tokens, key)
-        )
-        self._segment, self._segment_key = None, 0
-
-    def _store(self, content: int, window: int, vectors: NDArray[Any], span: tuple[int, int]) -> None:
-        """Put a window's vectors into the open segment, and where they are into the catalogue."""
-        segment = self._open_segment()
-        row = segment.append(vectors)
-        place = (content, window, self._segment_key, row, len(vectors), *span)
-        hashed = int(window_checksums(np.array([place], dtype=np.int64))[0])
-        self._database.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*place, hashed))
-        self._count_live(self._segment_key, 1, len(vectors))
-
-    def _count_live(self, segment: int, rows: int, tokens: int) -> None:
-        self._database.execute(
-            "UPDATE segments SET live_rows = live_rows + ?, live_tokens = live_tokens + ? WHERE key = ?",
-            (rows, tokens, segment),
-        )
 
     def _put_content(self, entry: Entry) -> int:
         fields = (entry.content_hash, entry.context, entry.text)
@@ -273,29 +250,6 @@ class Writer:
                 "INSERT INTO words (words, rowid, tokens) VALUES ('delete', ?, ?)",
                 (content, " ".join(content_words(context, text))),
             )
-            for segment, tokens in execute(
-                "SELECT segment, tokens FROM windows WHERE content = ?", (content,)
-            ).fetchall():
-                self._count_live(segment, -1, -tokens)
-            execute("DELETE FROM windows WHERE content = ?", (content,))
+            self._vectors.drop(content)
             execute("DELETE FROM contents WHERE key = ?", (content,))
         self._touched.clear()
-
-    def _merge(self) -> None:
-        """Copy the live windows of segments that are many and small, or mostly dead, into the one being written."""
-        sizes = self._database.execute(
-            "SELECT key, tokens, live_tokens FROM segments WHERE key != ?", (self._segment_key,)
-        )
-        keys = set(segments_to_merge([SegmentSize(*row) for row in sizes]))
-        if not keys:
-            return
-        windows = self._catalogue.windows()
-        for record in self._catalogue.segments():
-            if record.key not in keys:
-                continue
-            segment = Segment(self._index, record, self._layout, self._dim)
-            segment.verify()  # or a changed byte would get a good checksum
-            for content, window, _, row, _, start, stop in windows[windows[:, 2] == record.key].tolist():
-                first, last = segment.offsets[row : row + 2]
-                self._store(content, window, segment.vectors[first:last], (start, stop))
-            self._database.execute("UPDATE segments SET live_rows = 0, live_tokens = 0 WHERE key = ?", (record.key,))

@@ -10,7 +10,7 @@ from mbretrieve.errors import MbretrieveError
 from mbretrieve.index.catalogue import FILE, Catalogue, checksum
 from mbretrieve.index.filters import SqlValue, stored_value
 from mbretrieve.index.records import LAYOUTS
-from mbretrieve.index.segments import Segment
+from mbretrieve.index.segments import open_codebook, open_segment
 from mbretrieve.index.view import load_view
 from mbretrieve.index.words import content_words
 from mbretrieve.types import Metadata
@@ -28,7 +28,12 @@ RULES = {
         "SELECT count(*) FROM segments WHERE live_rows != (SELECT count(*) FROM windows WHERE segment = key)"
         " OR live_tokens != (SELECT coalesce(sum(tokens), 0) FROM windows WHERE segment = key)"
     ),
-    "files of no segment": "SELECT count(*) FROM files WHERE segment NOT IN (SELECT key FROM segments)",
+    "files of no folder": (
+        "SELECT count(*) FROM files WHERE folder NOT IN (SELECT name FROM segments UNION SELECT name FROM codebooks)"
+    ),
+    "segments without their codebook": (
+        "SELECT count(*) FROM segments WHERE codebook IS NOT NULL AND codebook NOT IN (SELECT key FROM codebooks)"
+    ),
 }
 
 
@@ -128,9 +133,19 @@ def _varint(number: int) -> bytes:
 
 
 def _segments(catalogue: Catalogue) -> Iterator[str]:
-    for record in catalogue.segments():
+    codebooks = {}
+    for book in catalogue.codebooks():
         try:
-            Segment(catalogue.index, record, LAYOUTS[catalogue.kind], catalogue.dim).verify()
+            codebooks[book.key] = open_codebook(catalogue.index, book, catalogue.dim)
+        except MbretrieveError as error:
+            yield str(error)
+        except FileNotFoundError as error:
+            yield f"{error.filename} is missing"
+    for record in catalogue.segments():
+        if record.codebook is not None and record.codebook not in codebooks:
+            continue  # said above, or by the rules
+        try:
+            open_segment(catalogue.index, record, LAYOUTS[catalogue.kind], catalogue.dim, codebooks).verify()
         except MbretrieveError as error:
             yield str(error)
         except FileNotFoundError as error:

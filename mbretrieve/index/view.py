@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.catalogue import Catalogue, Integers, damaged
 from mbretrieve.index.records import LAYOUTS
-from mbretrieve.index.segments import Segment
+from mbretrieve.index.segments import PackedSegment, RawSegment, open_codebook, open_segment
 
 Scores = NDArray[np.float32]
 
@@ -30,16 +31,17 @@ class Ranked(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """One generation in memory.
 
     Windows have positions 0..W-1, ordered by content; documents have places 0..N-1, ordered by key.
     ``content`` (W,), ``window`` (W,), ``segment`` (W,) an index into ``segments``, ``row`` (W,), ``span`` (W, 2);
-    ``keys`` (N,) the documents' keys, ``first`` and ``last`` (N,) the range of positions of each one's windows.
+    ``keys`` (N,) the documents' keys, ``first`` and ``last`` (N,) the range of positions of each one's windows;
+    ``by_first`` (N,) the documents' places in the order of ``first``.
     """
 
-    segments: list[Segment]
+    segments: list[RawSegment | PackedSegment]
     window: Integers
     segment: Integers
     row: Integers
@@ -47,6 +49,48 @@ class View:
     keys: Integers
     first: Integers
     last: Integers
+    by_first: Integers
+
+    @cached_property
+    def at_rows(self) -> list[Integers]:
+        """For each segment the position of the window in each of its rows, -1 where it has none any more: (rows,)."""
+        found = [np.full(segment.record.rows, -1, dtype=np.int64) for segment in self.segments]
+        for number, at in enumerate(found):
+            here = np.flatnonzero(self.segment == number)
+            at[self.row[here]] = here
+        return found
+
+    @cached_property
+    def is_packed(self) -> NDArray[np.bool_]:
+        """Which segments are packed."""
+        return np.array([isinstance(segment, PackedSegment) for segment in self.segments], dtype=bool)
+
+    @cached_property
+    def packed_windows(self) -> int:
+        """How many windows are in packed segments."""
+        return int(self.is_packed[self.segment].sum())
+
+    def tokens(self, positions: Integers) -> int:
+        """Count the tokens of some windows."""
+        return sum(
+            int((segment.offsets[rows + 1] - segment.offsets[rows]).sum())
+            for segment, _, rows in self.by_segment(positions)
+        )
+
+    @cached_property
+    def packed_tokens(self) -> int:
+        """How many tokens are in packed segments, dead ones included."""
+        return sum(segment.record.tokens for segment in self.segments if isinstance(segment, PackedSegment))
+
+    def owners(self, positions: Integers) -> Integers:
+        """Return the documents that own some windows (several may share one), rising."""
+        firsts = self.first[self.by_first]
+        wanted = np.unique(positions - self.window[positions])  # a content's first position names it
+        starts, stops = np.searchsorted(firsts, wanted), np.searchsorted(firsts, wanted, side="right")
+        counts = stops - starts
+        return np.sort(
+            self.by_first[np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())]
+        )
 
     def positions(self, documents: Integers) -> Integers:
         """Return the positions of the windows of some documents, rising, each once though documents may share them."""
@@ -57,7 +101,7 @@ class View:
         np.add.at(wanted, self.last[documents], -1)
         return np.flatnonzero(np.cumsum(wanted[:-1]) > 0)
 
-    def by_segment(self, positions: Integers) -> Iterator[tuple[Segment, Integers, Integers]]:
+    def by_segment(self, positions: Integers) -> Iterator[tuple[RawSegment | PackedSegment, Integers, Integers]]:
         """Yield each segment that holds some of the windows, their indices in ``positions``, and their rows, rising."""
         order = np.lexsort((self.row[positions], self.segment[positions]))
         numbers = self.segment[positions][order]
@@ -72,6 +116,10 @@ class View:
 
         A document none of whose windows was scored is not among the best.
         """
+        if 4 * len(found.positions) < len(documents):
+            owners = self.owners(found.positions)
+            at = np.minimum(np.searchsorted(documents, owners), len(documents) - 1)
+            documents = owners[documents[at] == owners]
         first = np.searchsorted(found.positions, self.first[documents])
         last = np.searchsorted(found.positions, self.last[documents])
         documents, first, last = (array[first < last] for array in (documents, first, last))
@@ -106,7 +154,10 @@ def load_view(catalogue: Catalogue) -> View:
     """
     layout = LAYOUTS[catalogue.kind]
     records = catalogue.segments()
-    segments = [Segment(catalogue.index, record, layout, catalogue.dim) for record in records]
+    books = {book.key: open_codebook(catalogue.index, book, catalogue.dim) for book in catalogue.codebooks()}
+    if any(record.codebook is not None and record.codebook not in books for record in records):
+        raise damaged(catalogue.index, "a segment's codebook is not there")
+    segments = [open_segment(catalogue.index, record, layout, catalogue.dim, books) for record in records]
     windows = catalogue.windows()
     content, window, named, row, tokens = windows[:, :5].T
     keys = np.array([record.key for record in records], dtype=np.int64)
@@ -126,5 +177,13 @@ def load_view(catalogue: Catalogue) -> View:
     # Copied: a column of the table would keep the whole of it and be read in leaps.
     copy = np.ascontiguousarray
     return View(
-        segments, copy(window), number, copy(row), copy(windows[:, 5:7]), copy(documents[:, 0]), first=first, last=last
+        segments,
+        copy(window),
+        number,
+        copy(row),
+        copy(windows[:, 5:7]),
+        copy(documents[:, 0]),
+        first=first,
+        last=last,
+        by_first=np.argsort(first, kind="stable"),
     )

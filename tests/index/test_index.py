@@ -1,6 +1,7 @@
 """The index as its users see it: what is refused, search against brute force, what is imported, the examples."""
 
 import doctest
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError, IndexBusyError
 from mbretrieve.index import DenseIndex, Entry, MultiVectorIndex, base, create_index, dense, multivector, open_index
-from mbretrieve.index.merging import FAN, LARGEST, SegmentSize, segments_to_merge
+from mbretrieve.index.merging import FAN, LARGEST_RAW, SegmentSize, segments_to_merge
 
 
 def random_windows(seed: int, documents: int, dim: int, most: int) -> list[list[NDArray[np.float32]]]:
@@ -192,18 +193,28 @@ def test_small_commits_leave_few_segments_and_deletes_give_the_disk_back(tmp_pat
         assert index.verify() == []
 
 
-@given(st.lists(st.tuples(st.integers(1, 2 * LARGEST), st.floats(0, 1)), max_size=40))
-def test_merging_ends(sizes: list[tuple[int, float]]) -> None:
+SIZES = st.tuples(st.integers(1, 2 * LARGEST_RAW), st.floats(0, 1), st.sampled_from([None, 1, 2]))
+
+
+@given(st.lists(SIZES, max_size=60))
+def test_merging_ends(sizes: list[tuple[int, float, int | None]]) -> None:
     """What is merged becomes one segment; after a few commits nothing more is, and little is left small or dead."""
-    segments = [SegmentSize(i, tokens, int(tokens * share)) for i, (tokens, share) in enumerate(sizes)]
-    for key in range(100, 110):
-        merged = set(segments_to_merge(segments))
-        if not merged:
+    segments = [SegmentSize(i, tokens, int(tokens * share), book) for i, (tokens, share, book) in enumerate(sizes)]
+    new = itertools.count(100)
+    for _ in range(10):
+        groups = segments_to_merge(segments)
+        for keys in groups:
+            merged = [size for size in segments if size.key in keys]
+            [codebook] = {size.codebook for size in merged}
+            tokens = sum(size.live_tokens for size in merged)
+            segments = [size for size in segments if size.key not in keys]
+            segments.append(SegmentSize(next(new), tokens, tokens, codebook))
+        if not groups:
             break
-        tokens = sum(size.live_tokens for size in segments if size.key in merged)
-        segments = [size for size in segments if size.key not in merged] + [SegmentSize(key, tokens, tokens)]
-    assert not merged
-    assert sum(0 < size.live_tokens <= LARGEST for size in segments) < 4 * FAN
+    assert not groups
+    for codebook in (None, 1, 2):
+        small = [size for size in segments if size.codebook == codebook and 0 < size.live_tokens <= LARGEST_RAW]
+        assert len(small) < 4 * FAN
     assert all(2 * size.live_tokens >= size.tokens or not size.live_tokens for size in segments)
 
 

@@ -478,8 +478,8 @@ def test_a_changed_row_is_neither_read_nor_written_over(path: Path, sql: str, me
 def test_a_newer_format_is_refused_with_both_versions(path: Path) -> None:
     make(path)
     with sqlite3.connect(path / "catalog.sqlite") as database:
-        put_meta(database, "format", 2)
-    with pytest.raises(IndexFormatError, match=r"format 2; this version reads format 1: upgrade"):
+        put_meta(database, "format", FORMAT + 1)
+    with pytest.raises(IndexFormatError, match=rf"format {FORMAT + 1}; this version reads format {FORMAT}: upgrade"):
         open_index(path)
 
 

@@ -1,0 +1,176 @@
+"""Folders of immutable files, mapped by readers, with a checksum for every 64 KiB of each file, checked before its use.
+
+A folder is written under a name that begins with a dot, made durable, renamed, and counts once the catalogue names it.
+"""
+
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mbretrieve.errors import IndexFormatError
+
+BLOCK = 64 * 1024
+HEADER = 128
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """What the catalogue knows of a file: its size in bytes, and the CRC-32 of each 64 KiB block of it (little-endian
+    uint32)."""
+
+    name: str
+    size: int
+    checksums: bytes
+
+
+class Draft:
+    """A folder that is being written: ``finish`` makes it durable under its final name, ``close`` without it removes
+    what was written."""
+
+    def __init__(self, parent: Path) -> None:
+        self.name = secrets.token_hex(8)
+        self.path = parent / f".{self.name}"
+        self.path.mkdir(parents=True)
+
+    def finish(self, names: Sequence[str]) -> list[StoredFile]:
+        """Make the folder with these files, which were synced, durable; returns what the catalogue is to know."""
+        files = [_describe(self.path / name) for name in names]
+        for other in self.path.iterdir():
+            if other.name not in names:
+                other.unlink()
+        sync_folder(self.path)
+        self.path.rename(self.path.with_name(self.name))
+        sync_folder(self.path.parent)
+        return files
+
+    def close(self) -> None:
+        """Remove what was not finished."""
+        shutil.rmtree(self.path, ignore_errors=True)  # `finish` has renamed it
+
+
+class MappedFolder:
+    """A committed folder. Its arrays are mapped for reading, and stay readable after the folder was removed."""
+
+    def __init__(self, path: Path, files: Iterable[StoredFile]) -> None:
+        self.path = path
+        self._files = {file.name: file for file in files}
+        self._unchecked = {file.name: np.ones(len(file.checksums) // 4, dtype=bool) for file in self._files.values()}
+        self._bytes: dict[str, NDArray[np.uint8]] = {}
+        for name, file in self._files.items():
+            if len(file.checksums) != 4 * -(-file.size // BLOCK):
+                raise self.damaged(name, f"the catalogue has {len(file.checksums) // 4} checksums for it")
+
+    def map(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Map an array file of this type and shape. Raises: IndexFormatError if it is another one."""
+        raw = self.raw(name)
+        header = npy_header(dtype, shape)
+        # Compared, not read: what another wrote is not parsed, and type and shape are known from the catalogue.
+        if raw[:HEADER].tobytes() != header or len(raw) != HEADER + np.dtype(dtype).itemsize * int(np.prod(shape)):
+            raise self.damaged(name, f"it is not a file of {np.dtype(dtype)} {shape}")
+        return raw[HEADER:].view(dtype).reshape(shape)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """Map a whole file. Raises: FileNotFoundError; IndexFormatError if its size is not the catalogue's."""
+        if name not in self._bytes:
+            if name not in self._files:
+                raise self.damaged(name, "the catalogue does not name it")
+            size = (self.path / name).stat().st_size
+            if size != self._files[name].size:
+                raise self.damaged(name, f"it has {size:,} bytes, not {self._files[name].size:,}")
+            self._bytes[name] = np.memmap(self.path / name, dtype=np.uint8, mode="r")
+        return self._bytes[name]
+
+    def check(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Check the blocks that hold these ranges of a file's bytes, each block once. Raises: IndexFormatError."""
+        unchecked = self._unchecked[name]
+        some = stops > starts
+        # A range may be longer than a block: every block between the first and the last is meant.
+        depth = np.zeros(len(unchecked) + 1, dtype=np.int64)
+        np.add.at(depth, starts[some] // BLOCK, 1)
+        np.add.at(depth, (stops[some] - 1) // BLOCK + 1, -1)
+        self._check_blocks(name, np.flatnonzero((np.cumsum(depth[:-1]) > 0) & unchecked).tolist())
+
+    def check_rows(self, name: str, array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Check the blocks that hold these ranges of a mapped array's rows, as ``check`` does."""
+        width = array.strides[0]
+        self.check(name, HEADER + starts * width, HEADER + stops * width)
+
+    def verify(self) -> None:
+        """Check every block of every file. Raises: IndexFormatError naming the first file that differs."""
+        for name, unchecked in self._unchecked.items():
+            self._check_blocks(name, range(len(unchecked)))
+
+    def verify_file(self, name: str) -> None:
+        """Check every block of a file. Raises: IndexFormatError."""
+        self._check_blocks(name, np.flatnonzero(self._unchecked[name]).tolist())
+
+    def damaged(self, name: str, what: str) -> IndexFormatError:
+        """Say that a file is damaged."""
+        return IndexFormatError(
+            f"{self.path / name} is damaged: {what}; run `mbretrieve repair`, restore it from a copy, or index again"
+        )
+
+    def _check_blocks(self, name: str, blocks: Iterable[int]) -> None:
+        raw = memoryview(self.raw(name))
+        expected = np.frombuffer(self._files[name].checksums, dtype="<u4")
+        for block in blocks:
+            if zlib.crc32(raw[block * BLOCK : (block + 1) * BLOCK]) != expected[block]:
+                raise self.damaged(name, f"bytes {block * BLOCK} to {(block + 1) * BLOCK} were changed")
+            self._unchecked[name][block] = False
+
+
+def npy_header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
+    """Return the header of a numpy file (format 1.0), always ``HEADER`` bytes so that it can be written last."""
+    description = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": shape}
+    text = f"{description!r}".encode("ascii")
+    prefix = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+    return prefix + text.ljust(HEADER - 11) + b"\n"
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as a numpy file, and make it durable."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    with path.open("wb") as file:
+        file.write(npy_header(array.dtype, array.shape))
+        file.write(little.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return how many bytes the files below a folder take."""
+    return sum(path.stat().st_size for path in folder.glob("*/*") if path.is_file())
+
+
+def sweep(folder: Path, named: Iterable[str]) -> None:
+    """Remove the folders that the catalogue does not name: what killed writers left, what was dropped."""
+    keep = set(named)
+    if folder.is_dir():
+        for child in folder.iterdir():
+            if child.name not in keep:
+                shutil.rmtree(child, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's own entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _describe(path: Path) -> StoredFile:
+    checksums = bytearray()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            checksums += zlib.crc32(block).to_bytes(4, "little")
+        return StoredFile(path.name, file.tell(), bytes(checksums))

@@ -1,0 +1,169 @@
+"""Packing: live windows of raw segments become a packed one under a codebook; packed ones become a larger one.
+
+Whatever the size of what is packed, a bounded part of it is in memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbretrieve.index import plan
+from mbretrieve.index.codebooks import Codebook, train_codebook
+from mbretrieve.index.files import StoredFile
+from mbretrieve.index.lists import merge_lists, write_lists
+from mbretrieve.index.segments import PackedSegment, PackedWriter
+
+Integers = NDArray[np.int64]
+
+BLOCK_TOKENS = 1 << 16
+LOSS_TOKENS = 4096
+
+
+class Decoded:
+    """A packed segment's vectors (tokens, dim), decoded where they are read."""
+
+    def __init__(self, segment: PackedSegment) -> None:
+        self._segment = segment
+        self.shape = (segment.record.tokens, len(segment.codebook.rotation))
+
+    def __getitem__(self, at: Integers | slice) -> NDArray[np.float32]:
+        segment, codebook = self._segment, self._segment.codebook
+        return codebook.restore(codebook.decode(segment.assignments[at], segment.codes[at]))
+
+
+class Source(NamedTuple):
+    """Vectors (tokens, dim) to be packed, where each row's begin, and the rows that live, rising."""
+
+    vectors: NDArray[Any] | Decoded
+    offsets: Integers
+    rows: Integers
+
+    @property
+    def tokens(self) -> int:
+        """How many vectors live."""
+        return int((self.offsets[self.rows + 1] - self.offsets[self.rows]).sum())
+
+
+class Packed(NamedTuple):
+    """A finished segment; row i of it is the i-th live row of its sources, in their order."""
+
+    name: str
+    rows: int
+    tokens: int
+    files: list[StoredFile]
+
+
+def sample(sources: Sequence[Source], tokens: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return at most so many of the sources' live vectors, (n, dim), drawn by whole rows, evenly."""
+    rows = [(number, row) for number, source in enumerate(sources) for row in source.rows.tolist()]
+    drawn: list[NDArray[np.float32]] = []
+    count = 0
+    for at in np.random.default_rng(seed).permutation(len(rows)).tolist():
+        number, row = rows[at]
+        first, last = sources[number].offsets[row : row + 2]
+        drawn.append(np.asarray(sources[number].vectors[first:last], dtype=np.float32)[: tokens - count])
+        count += len(drawn[-1])
+        if count == tokens:
+            break
+    return np.concatenate(drawn)
+
+
+def train(sources: Sequence[Source], bits: int, memory: int) -> Codebook:
+    """Train a codebook for the sources, on no more of their vectors than ``memory`` bytes allow."""
+    live = sum(source.tokens for source in sources)
+    # Training holds the sample some eight times over: as it came, rotated, less its centroids, coded, decoded.
+    most = max(1024, memory // (32 * sources[0].vectors.shape[1]))
+    return train_codebook(sample(sources, min(live, plan.SAMPLE_TOKENS, most)), plan.lists(live), bits)
+
+
+def loss(codebook: Codebook, sources: Sequence[Source]) -> float:
+    """Return the mean squared error of the sources' vectors under a codebook, estimated from some of them."""
+    rotated = codebook.rotate(sample(sources, LOSS_TOKENS))
+    assigned = codebook.assign(rotated)
+    return codebook.squared_error(rotated, assigned, codebook.encode(rotated, assigned))
+
+
+def runs(source: Source, tokens: int) -> list[tuple[int, int]]:
+    """Cut a source's rows into ranges [first, last) of about so many tokens."""
+    return list(_cut(source.offsets, source.rows, tokens))
+
+
+def pack(index: Path, codebook: Codebook, sources: Sequence[Source]) -> Packed:
+    """Write the sources' live rows as one packed segment."""
+    writer = PackedWriter(index, codebook)
+    try:
+        assignments: list[NDArray[np.int32]] = []
+        products: list[NDArray[np.uint8]] = []
+        for vectors, lengths in _blocks(sources):
+            rotated = codebook.rotate(vectors)
+            assigned = codebook.assign(rotated)
+            writer.append(assigned, codebook.encode(rotated, assigned), lengths)
+            assignments.append(assigned)
+            products.append(codebook.pack_products(rotated, assigned))
+        lengths = writer.row_lengths()
+        write_lists(
+            writer.lists,
+            len(codebook.centroids),
+            np.concatenate(assignments),
+            np.concatenate(products),
+            np.repeat(np.arange(len(lengths)), lengths),
+        )
+        return Packed(writer.name, writer.rows, writer.tokens, writer.finish())
+    finally:
+        writer.close()
+
+
+def merge(
+    index: Path, codebook: Codebook, segments: Sequence[PackedSegment], rows: Sequence[Integers], memory: int
+) -> Packed:
+    """Copy the live rows of packed segments of one codebook into one segment."""
+    writer = PackedWriter(index, codebook)
+    try:
+        maps = []
+        for segment, live in zip(segments, rows, strict=True):
+            segment.verify()  # or a changed byte would get a good checksum
+            new = np.full(segment.record.rows, -1, dtype=np.int64)
+            new[live] = writer.rows + np.arange(len(live))
+            maps.append(new)
+            for some in _row_blocks(segment.offsets, live):
+                lengths = segment.offsets[some + 1] - segment.offsets[some]
+                at = _places(segment.offsets, some, lengths)
+                writer.append(segment.assignments[at], segment.codes[at], lengths)
+        merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory)
+        return Packed(writer.name, writer.rows, writer.tokens, writer.finish())
+    finally:
+        writer.close()
+
+
+def _blocks(sources: Sequence[Source]) -> Iterator[tuple[NDArray[np.float32], Integers]]:
+    """Yield the sources' live vectors, a bounded number at a time, and how many each row has."""
+    for vectors, offsets, rows in sources:
+        for some in _row_blocks(offsets, rows):
+            lengths = offsets[some + 1] - offsets[some]
+            yield np.asarray(vectors[_places(offsets, some, lengths)], dtype=np.float32), lengths
+
+
+def _row_blocks(offsets: Integers, rows: Integers) -> Iterator[Integers]:
+    for first, last in _cut(offsets, rows, BLOCK_TOKENS):
+        yield rows[first:last]
+
+
+def _cut(offsets: Integers, rows: Integers, tokens: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into runs [first, last) of about so many tokens; a longer row is a run of its own."""
+    ends = np.cumsum(offsets[rows + 1] - offsets[rows])
+    first = 0
+    while first < len(rows):
+        done = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + tokens, side="right")))
+        yield first, last
+        first = last
+
+
+def _places(offsets: Integers, rows: Integers, lengths: Integers) -> Integers | slice:
+    """Return where the tokens of some rows, rising, are: a slice if they lie end to end."""
+    if len(rows) == rows[-1] - rows[0] + 1:
+        return slice(int(offsets[rows[0]]), int(offsets[rows[-1] + 1]))
+    return np.repeat(offsets[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
