@@ -82,6 +82,8 @@ class Lists:
         self._starts = start + _exclusive_sum(_blocks(self.sizes)) * self._block_bytes
         if len(self.file) != self._starts[-1]:
             raise self._damaged(f"it has {len(self.file):,} bytes, not {self._starts[-1]:,}")
+        entries = products.astype(np.float64)
+        self._reach = float(np.sqrt(((entries[:, :, None] - entries[:, None]) ** 2).sum(axis=3)).max())
         self._index = _fast_scan(path, products, self.sizes, self._starts)
 
     def search(
@@ -115,8 +117,7 @@ class Lists:
             return scores, rows
         if probes.min() < -1 or probes.max() >= len(self.sizes):
             raise ValueError(f"probes reach from {probes.min()} to {probes.max()}; there are {len(self.sizes)} lists")
-        # FAISS reserves room for 2k results a query whatever there is to be found; for k = 1 it has a kernel that fills
-        # up with scores of nothing.
+        # FAISS reserves room for 2k results a query whatever there is to be found, and has another kernel for k = 1.
         depth = max(2, min(k, int(np.where(probes < 0, 0, self.sizes[probes]).sum(axis=1).max())))
         found = self._scan(queries, probes, coarse, depth, selected)
         depth = min(k, depth)
@@ -162,16 +163,15 @@ class Lists:
     ) -> tuple[NDArray[np.float32], Integers]:
         import faiss
 
-        # A query's table of integers spans its coarse scores, those of no list included: those must not widen it.
-        least = np.where(probes < 0, np.inf, coarse).min(axis=1, keepdims=True)
-        biases = np.where(probes < 0, np.where(np.isfinite(least), least, 0), coarse).astype(np.float32)
-        # Settings of this call alone: the index itself never changes, so that threads may share it.
-        parameters = faiss.SearchParametersIVF()
-        parameters.nprobe = probes.shape[1]
+        lowest, biases = _biases(queries, probes, coarse, 2 * self._width, self._reach)
+        probes = np.pad(probes.astype(np.int64, copy=False), ((0, 0), (1, 1)), constant_values=-1)
+        queries = np.ascontiguousarray(queries, np.float32)
+        selector = None
         if selected is not None:
             bitmap = np.packbits(selected, bitorder="little")
-            parameters.sel = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
-        queries, probes = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(probes, np.int64)
+            selector = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
+        # Settings of this call alone: the index itself never changes, so that threads may share it.
+        parameters = faiss.SearchParametersIVF(nprobe=probes.shape[1], sel=selector)  # type: ignore[call-arg]
         scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
         # Not FAISS's wrapper in Python, which takes the number of probes from the index and no parameters.
         self._index.search_preassigned_c(
@@ -187,6 +187,7 @@ class Lists:
         )
         if rows.min() < -1 or rows.max() >= self._rows:
             raise self._damaged(f"it names rows that are not among its {self._rows:,}")
+        scores += lowest
         scores[rows < 0] = -np.inf  # FAISS fills up with the least float
         return scores, rows
 
@@ -354,6 +355,28 @@ def _fast_scan(path: Path, products: NDArray[np.float32], sizes: Integers, start
     index.replace_invlists(inverted, True)
     index.ntotal, index.is_trained = int(sizes.sum()), True
     return index
+
+
+def _biases(
+    queries: NDArray[np.float32], probes: Integers, coarse: NDArray[np.float32], products: int, reach: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return each query's lowest coarse score (n, 1), and what each probe is above it (n, 1 + p + 1).
+
+    FAISS adds up integers of 16 bits: steps above the least that a query could score, as its tables of 8-bit integers
+    and its coarse scores span it. It never returns a token of sum 0, and what rounding carries past 65,535 would begin
+    at 0 again. So the coarse scores of two lists that do not exist stand at the ends, a margin away from the others.
+    ``reach`` is the largest distance of two entries of a sub-quantizer: times the query's length, no table spans more.
+    """
+    missing = probes < 0
+    lowest = np.where(missing, np.inf, coarse).min(axis=1, keepdims=True)
+    lowest = np.where(np.isfinite(lowest), lowest, 0).astype(np.float32)
+    above = np.where(missing, 0, coarse - lowest)
+    table = np.linalg.norm(queries, axis=1, keepdims=True) * reach
+    highest = above.max(axis=1, keepdims=True)
+    span = highest + products * table
+    # At least one step of 1 / 255 of a table or 1 / 65,535 of the whole below; above, half a step for each summand.
+    margin = np.where(span > 0, table / 255 + products * span / 50_000, 1)
+    return lowest, np.hstack([-margin, above, highest + margin]).astype(np.float32)
 
 
 def _order(assignments: NDArray[np.integer[Any]], rows: Integers) -> Integers:
