@@ -17,11 +17,13 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from mbretrieve.errors import DataError, ModelError
-from mbretrieve.index import DenseIndex, Entry, Match, MultiVectorIndex, create_index, fusion, open_index
+from mbretrieve.index import DenseIndex, Entry, Match, MultiVectorIndex, create_index, open_index
+from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.index.store import Writer
 from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where
 
 Mode = Literal["hybrid", "semantic", "lexical"]
+Fusion = Literal["weighted", "rrf"]
 
 BATCH_TOKENS = 1 << 17  # encoded at a time: 64 MiB of float32 vectors at 128 dimensions
 BATCH_DOCUMENTS = 4096
@@ -30,6 +32,7 @@ COMMIT_SECONDS = 20.0
 OVERLAP = 8  # neighbouring windows share an eighth of their length, so that no sentence is only ever seen cut
 CONTEXT_SHARE = 4  # a context may take a quarter of each window
 JOINT = 2  # tokens kept free in a window: text cut out of its surroundings may tokenize a little longer
+FUSIONS = {"weighted": weighted_sum, "rrf": reciprocal_rank_fusion}
 LEXICAL_WEIGHT = 0.1  # see README, "How the ranking was chosen"
 DEPTH = 200  # candidates that each ranking gives to fusion, at least
 MARKED_LINES = 3
@@ -352,17 +355,22 @@ class Retriever:
         where: Where | None = None,
         ids: Collection[str] | None = None,
         mode: Mode = "hybrid",
+        fusion: Fusion = "weighted",
         lexical_weight: float = LEXICAL_WEIGHT,
     ) -> list[list[Hit]]:
         """Return for each query its best ``k`` documents (all, if there are fewer), best first.
 
         where: metadata filter, see ``types.Where``; ids: rank only these documents; both act before ranking. mode: by
-        meaning (``semantic``), by words (``lexical``), or both (``hybrid``: a weighted sum of scores, each divided by
-        the query's best).
-        Raises: ValueError for k < 1 or an unknown mode; DataError for a filter that does not parse or an empty query.
+        meaning (``semantic``), by words (``lexical``), or both (``hybrid``). fusion, of both: ``weighted``, a sum of
+        scores, each divided by the query's best, or ``rrf``, a sum of reciprocal ranks, those by words times
+        ``lexical_weight`` in either.
+        Raises: ValueError for k < 1, an unknown mode or fusion; DataError for a filter that does not parse or an empty
+        query.
         """
         if k < 1:
             raise ValueError(f"k is {k}; at least 1 was expected")
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion is {fusion!r}; {' or '.join(map(repr, FUSIONS))} was expected")
         for query in queries:
             if not query.strip():
                 raise DataError("the query is empty: give it at least one word")
@@ -375,7 +383,7 @@ class Retriever:
             for semantic, lexical in self.candidates(queries, max(DEPTH, 2 * k), where=where, ids=ids):
                 words = {id: match.score for id, match in lexical.items()}
                 meaning = {id: match.score for id, match in semantic.items()}
-                scores = fusion.weighted_sum(meaning, words, lexical_weight)
+                scores = FUSIONS[fusion](meaning, words, lexical_weight)
                 best = sorted(scores, key=lambda id: (-scores[id], id))[:k]
                 found.append([semantic[id]._replace(score=scores[id]) for id in best])
         else:

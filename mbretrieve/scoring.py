@@ -1,6 +1,7 @@
 """Exact similarity, computed nowhere else: search, evaluation, reranking and training losses call this."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,61 @@ from torch import Tensor
 BLOCK_TOKENS = 4096
 BLOCK_SIMILARITIES = 128 * 1024
 BLOCK_MAXIMA = 8 * 1024 * 1024
+# Up to so many query tokens, adding up the scores of a document token's codes is faster than decoding the token.
+TABLE_QUERY_TOKENS = 64
+
+Places = slice | NDArray[np.int64]
+Similarities = Callable[[Places], Iterator[tuple[int, NDArray[np.float32]]]]
+
+
+class CompressedTokens(NamedTuple):
+    """Tokens as a centroid and residual codes each: token t is ``centroids[assignments[t]]`` plus, for every stage s,
+    the vectors ``residuals[s, g, codes[t, s * groups + g]]`` of all groups g end to end.
+
+    Shapes: centroids (L, groups * width) float32, residuals (stages, groups, 256, width) float32, assignments (T,)
+    integers below L, codes (T, stages * groups) uint8. The last two may be memory-mapped.
+    """
+
+    centroids: NDArray[np.float32]
+    residuals: NDArray[np.float32]
+    assignments: NDArray[np.integer[Any]]
+    codes: NDArray[np.uint8]
+
+    def decode(self, places: Places = slice(None)) -> Tensor:
+        """Return some tokens as the codes give them back, (t, groups * width) float32."""
+        stages, groups, _, width = self.residuals.shape
+        table = torch.from_numpy(self.residuals).view(-1, width)
+        tokens = torch.from_numpy(self.centroids)[torch.from_numpy(self.assignments[places].astype(np.int64))]
+        entries = self._entries(places)
+        for stage in range(stages):
+            chosen = entries[:, stage * groups : (stage + 1) * groups].reshape(-1)
+            tokens += table.index_select(0, chosen).view(len(tokens), -1)
+        return tokens
+
+    def score_codes(self, query: Tensor, coarse: Tensor) -> Callable[[Places], Tensor]:
+        """Return a function from tokens to their inner products with a query, (t, I): the sum of the products of the
+        query with the vectors that make up the token, each of them computed once, here.
+
+        The asymmetric distance of Jegou et al. (Product quantization for nearest neighbor search, TPAMI 2011, section
+        III.A). Shapes: query (I, groups * width), coarse (I, L) its products with the centroids.
+        """
+        stages, groups, _, width = self.residuals.shape
+        parts = query.view(len(query), groups, width).permute(1, 2, 0)  # (groups, width, I)
+        products = torch.from_numpy(self.residuals) @ parts  # (stages, groups, 256, I)
+        scores = torch.cat([products.view(-1, len(query)), coarse.T])
+        first_centroid = stages * groups * 256
+
+        def score(places: Places) -> Tensor:
+            codes = self._entries(places)
+            centroids = torch.from_numpy(self.assignments[places].astype(np.int32)) + first_centroid
+            return torch.nn.functional.embedding_bag(torch.cat([codes, centroids[:, None]], dim=1), scores, mode="sum")
+
+        return score
+
+    def _entries(self, places: Places) -> Tensor:
+        """Return the rows of the residuals' vectors, taken as one table, that some tokens' codes name."""
+        first = torch.arange(self.codes.shape[1], dtype=torch.int32) * 256
+        return torch.from_numpy(np.ascontiguousarray(self.codes[places])) + first
 
 
 def maxsim(queries: Tensor, documents: Tensor, query_mask: Tensor, document_mask: Tensor) -> Tensor:
@@ -52,33 +108,48 @@ def maxsim_ragged_batch(
     beside the result some tens of megabytes are needed, or the size of the largest document if that is more.
     Raises: ValueError if the dims differ, or a query or a scored document has no token.
     """
-    bounds: NDArray[np.int64] = offsets.numpy()
-    selected = np.arange(len(bounds) - 1, dtype=np.int64) if rows is None else rows
-    starts, lengths = bounds[selected], bounds[selected + 1] - bounds[selected]
     for query in queries:
         _check_dims(query, tokens)
-    if any(len(query) == 0 for query in queries):
-        raise ValueError("a query has no token: MaxSim is a sum over its tokens")
-    if len(selected) and lengths.min() < 1:
-        raise ValueError(f"document {selected[lengths.argmin()]} has no token: MaxSim is the maximum over its tokens")
-    out = torch.zeros((len(queries), len(selected)), dtype=torch.float32)
-    if not len(queries) or not len(selected):
-        return out
-    stacked = torch.cat([query.float() for query in queries])  # (sum I, dim)
-    query_starts = np.cumsum([0] + [len(query) for query in queries[:-1]])
-    scores = out.numpy()
-    for first, last in _blocks(lengths, max_documents=max(1, BLOCK_MAXIMA // len(stacked))):
-        block = _gather(tokens, starts[first:last], lengths[first:last])  # (t, dim) float32
-        at = np.cumsum(lengths[first:last]) - lengths[first:last]
-        maxima = np.empty((last - first, len(stacked)), dtype=np.float32)
-        step = max(1, BLOCK_SIMILARITIES // len(block))
-        for row in range(0, len(stacked), step):
-            # (t, I), not (I, t): a document's maximum is then taken over whole rows, from which short ones gain most.
-            # numpy's reduceat, as torch's segment_reduce and index_reduce_ are slower on documents of usual length.
-            similarities = (block @ stacked[row : row + step].T).numpy()
-            np.maximum.reduceat(similarities, at, axis=0, out=maxima[:, row : row + step])
-        scores[:, first:last] = np.add.reduceat(maxima, query_starts, axis=1).T
-    return out
+    stacked = _stack(queries)
+
+    def similarities(places: Places) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        some = tokens[places] if isinstance(places, slice) else tokens[torch.from_numpy(places)]
+        return _products(some.float(), stacked)
+
+    return _maxsim_by_blocks([len(query) for query in queries], offsets, rows, similarities)
+
+
+def maxsim_compressed(
+    queries: Sequence[Tensor],
+    tokens: CompressedTokens,
+    offsets: Tensor,
+    rows: NDArray[np.int64] | None = None,
+    coarse: Tensor | None = None,
+) -> Tensor:
+    """Score many queries against compressed documents laid end to end, as ``maxsim_ragged_batch`` does on the decoded
+    tokens.
+
+    Few query tokens are scored without decoding. Shapes: queries Q times (I_q, groups * width) float32, offsets, rows
+    and result as there; coarse (sum I_q, L) the products of all query tokens with the centroids, if already known.
+    Memory beside the result: some tens of megabytes, or what the largest document needs, decoded, if that is more.
+    Raises: ValueError as there.
+    """
+    centroids = torch.from_numpy(tokens.centroids)
+    for query in queries:
+        _check_dims(query, centroids)
+    stacked = _stack(queries)
+    if len(stacked) <= TABLE_QUERY_TOKENS:
+        score = tokens.score_codes(stacked, stacked @ centroids.T if coarse is None else coarse)
+
+        def similarities(places: Places) -> Iterator[tuple[int, NDArray[np.float32]]]:
+            yield 0, score(places).numpy()
+
+    else:
+
+        def similarities(places: Places) -> Iterator[tuple[int, NDArray[np.float32]]]:
+            return _products(tokens.decode(places), stacked)
+
+    return _maxsim_by_blocks([len(query) for query in queries], offsets, rows, similarities)
 
 
 def cosine(queries: Tensor, documents: Tensor) -> Tensor:
@@ -109,10 +180,50 @@ def _blocks(lengths: NDArray[np.int64], max_documents: int) -> Iterator[tuple[in
         first = last
 
 
-def _gather(tokens: Tensor, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Tensor:
-    """Return the tokens of some documents end to end, as float32: a slice where they already lie so, else a copy."""
+def _places(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Places:
+    """Return where the tokens of some documents are, end to end: a slice where they already lie so."""
     total = int(lengths.sum())
     if np.array_equal(starts[1:], starts[:-1] + lengths[:-1]):
-        return tokens[int(starts[0]) : int(starts[0]) + total].float()
+        return slice(int(starts[0]), int(starts[0]) + total)
     shifts = starts - (np.cumsum(lengths) - lengths)
-    return tokens[torch.from_numpy(np.repeat(shifts, lengths) + np.arange(total))].float()
+    return np.repeat(shifts, lengths) + np.arange(total)
+
+
+def _stack(queries: Sequence[Tensor]) -> Tensor:
+    """Return the tokens of all queries end to end, (sum I, dim) float32."""
+    if any(len(query) == 0 for query in queries):
+        raise ValueError("a query has no token: MaxSim is a sum over its tokens")
+    return torch.cat([query.float() for query in queries]) if queries else torch.empty((0, 0))
+
+
+def _products(block: Tensor, stacked: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the products of a block of tokens with some query tokens at a time, (t, i), and the first one's number."""
+    step = max(1, BLOCK_SIMILARITIES // len(block))
+    for first in range(0, len(stacked), step):
+        # (t, I), not (I, t): a document's maximum is then taken over whole rows, from which short ones gain most.
+        # numpy's reduceat, as torch's segment_reduce and index_reduce_ are slower on documents of usual length.
+        yield first, (block @ stacked[first : first + step].T).numpy()
+
+
+def _maxsim_by_blocks(
+    query_lengths: Sequence[int], offsets: Tensor, rows: NDArray[np.int64] | None, similarities: Similarities
+) -> Tensor:
+    """Score documents block by block: ``similarities`` yields those of some tokens with consecutive query tokens."""
+    bounds: NDArray[np.int64] = offsets.numpy()
+    selected = np.arange(len(bounds) - 1, dtype=np.int64) if rows is None else rows
+    starts, lengths = bounds[selected], bounds[selected + 1] - bounds[selected]
+    if len(selected) and lengths.min() < 1:
+        raise ValueError(f"document {selected[lengths.argmin()]} has no token: MaxSim is the maximum over its tokens")
+    out = torch.zeros((len(query_lengths), len(selected)), dtype=torch.float32)
+    if not len(query_lengths) or not len(selected):
+        return out
+    total = sum(query_lengths)
+    query_starts: NDArray[np.int64] = np.cumsum([0, *query_lengths[:-1]])
+    scores = out.numpy()
+    for first, last in _blocks(lengths, max_documents=max(1, BLOCK_MAXIMA // total)):
+        at = np.cumsum(lengths[first:last]) - lengths[first:last]
+        maxima = np.empty((last - first, total), dtype=np.float32)
+        for start, some in similarities(_places(starts[first:last], lengths[first:last])):
+            np.maximum.reduceat(some, at, axis=0, out=maxima[:, start : start + some.shape[1]])
+        scores[:, first:last] = np.add.reduceat(maxima, query_starts, axis=1).T
+    return out

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbretrieve.errors import DataError, IndexFormatError, ModelError
+from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.retriever import Retriever, cut, passage
@@ -76,6 +77,19 @@ def test_many_queries_are_one_each(retriever: Retriever, mode: str) -> None:
         alone = retriever.search([query], k=3, mode=mode)[0]  # type: ignore[arg-type]
         assert [hit.id for hit in hits] == [hit.id for hit in alone]
         assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in alone], abs=1e-4)
+
+
+def test_the_two_rankings_are_joined_by_scores_or_by_ranks(retriever: Retriever) -> None:
+    retriever.add(DOCUMENTS)
+    [(semantic, lexical)] = retriever.candidates(["capital of France"], depth=200)
+    both = [{id: match.score for id, match in matches.items()} for matches in (semantic, lexical)]
+    for fusion, join in (("weighted", weighted_sum), ("rrf", reciprocal_rank_fusion)):
+        hits = retriever.search(["capital of France"], k=3, fusion=fusion, lexical_weight=0.5)[0]  # type: ignore[arg-type]
+        expected = sorted(join(both[0], both[1], 0.5).items(), key=lambda one: (-one[1], one[0]))[:3]
+        assert [hit.id for hit in hits] == [id for id, _ in expected]
+        assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-4)
+    with pytest.raises(ValueError, match="'weighted' or 'rrf'"):
+        retriever.search(["x"], fusion="sum")  # type: ignore[arg-type]
 
 
 def test_k_over_the_corpus_gives_every_document(retriever: Retriever) -> None:

@@ -50,9 +50,8 @@ def pools(retriever: Retriever, queries: dict[str, str]) -> dict[str, tuple[dict
 
 
 def joined(pool: dict, how: str, weight: float) -> dict[str, dict[str, float]]:
-    if how == "sum":
-        return {query: fusion.weighted_sum(*scores, weight) for query, scores in pool.items()}
-    return {query: fusion.reciprocal_rank_fusion(scores, weights=(1.0, weight)) for query, scores in pool.items()}
+    join = fusion.weighted_sum if how == "sum" else fusion.reciprocal_rank_fusion
+    return {query: join(*scores, weight) for query, scores in pool.items()}
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mbretrieve.types import Kind
 
 Mode = Literal["hybrid", "semantic", "lexical"]
+Fusion = Literal["weighted", "rrf"]
 
 UNITS_A_FILE = 20  # for -l: the best units often stand in few files
 
@@ -48,6 +49,13 @@ UNITS_A_FILE = 20  # for -l: the best units often stand in few files
     show_default=True,
     help="Rank by meaning and by words, by meaning alone, or by words alone.",
 )
+@click.option(
+    "--fusion",
+    type=click.Choice(["weighted", "rrf"]),
+    default="weighted",
+    show_default=True,
+    help="Join the two by a weighted sum of scores, or by reciprocal ranks.",
+)
 @click.option("--where", multiple=True, metavar="COND", help="key=value, key=a,b, key>=v, key<v (repeatable: and).")
 @include_option
 @exclude_option
@@ -64,6 +72,7 @@ def command(
     context: int | None,
     paths_only: bool,
     mode: Mode,
+    fusion: Fusion,
     where: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -106,7 +115,8 @@ def command(
             ids = matching if ids is None else ids & matching
         _say_if_cut(retriever, query, mode)
         wanted = k * UNITS_A_FILE if paths_only and not as_json else k
-        hits = retriever.search([query], wanted, where=conditions, ids=ids, mode=mode)[0] if ids is None or ids else []
+        some = ids is None or ids
+        hits = retriever.search([query], wanted, where=conditions, ids=ids, mode=mode, fusion=fusion)[0] if some else []
         naming = path_of(retriever.index)
         if as_json:
             print_json(hits, naming)

@@ -1,6 +1,6 @@
 """Joining two rankings of one query into one. A ranking is a mapping of document ids to scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 
 def weighted_sum(semantic: Mapping[str, float], lexical: Mapping[str, float], weight: float) -> dict[str, float]:
@@ -19,14 +19,14 @@ def weighted_sum(semantic: Mapping[str, float], lexical: Mapping[str, float], we
 
 
 def reciprocal_rank_fusion(
-    rankings: Sequence[Mapping[str, float]], weights: Sequence[float], *, k: int = 60
+    semantic: Mapping[str, float], lexical: Mapping[str, float], weight: float, *, k: int = 60
 ) -> dict[str, float]:
-    """Add ``weight / (k + rank)`` over the rankings, with ranks from 1, equal scores ranked by id.
+    """Add ``1 / (k + rank by meaning) + weight / (k + rank by words)``, with ranks from 1, equal scores ranked by id.
 
     Cormack, Clarke and Büttcher, SIGIR 2009, where k is 60. A document missing from a ranking gets nothing from it.
     """
-    joined: dict[str, float] = {}
-    for scores, weight in zip(rankings, weights, strict=True):
+    joined = dict.fromkeys([*semantic, *lexical], 0.0)
+    for scores, factor in ((semantic, 1.0), (lexical, weight)):
         for rank, id in enumerate(sorted(scores, key=lambda id: (-scores[id], id)), start=1):
-            joined[id] = joined.get(id, 0.0) + weight / (k + rank)
+            joined[id] += factor / (k + rank)
     return joined

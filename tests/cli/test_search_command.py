@@ -35,6 +35,13 @@ def test_every_mode_finds_it(indexed: Path, mbretrieve: Command, mode: str) -> N
     assert "parse_pairs" in mbretrieve("search", "parse pairs", "-k", 1, "--mode", mode).out
 
 
+def test_ranks_can_be_joined_in_the_place_of_scores(indexed: Path, mbretrieve: Command) -> None:
+    for fusion, best in (("weighted", 1.1), ("rrf", 1.1 / 61)):
+        hits = json.loads(mbretrieve("search", "parse pairs", "-k", 3, "--fusion", fusion, "--json").out)
+        assert hits[0]["score"] == pytest.approx(best)
+        assert "parse_pairs" in hits[0]["text"]
+
+
 def test_json_is_the_documented_list(indexed: Path, mbretrieve: Command) -> None:
     result = mbretrieve("search", QUESTION, "-k", 2, "--json")
     hits = json.loads(result.out)

@@ -17,10 +17,10 @@ def test_weighted_sum_of_nothing_or_zeros() -> None:
 
 
 def test_reciprocal_ranks_are_added() -> None:
-    joined = reciprocal_rank_fusion([{"a": 3.0, "b": 2.0}, {"b": 9.0, "c": 9.0}], [1.0, 0.5])
+    joined = reciprocal_rank_fusion({"a": 3.0, "b": 2.0}, {"b": 9.0, "c": 9.0}, weight=0.5)
     assert joined == pytest.approx({"a": 1 / 61, "b": 1 / 62 + 0.5 / 61, "c": 0.5 / 62})
 
 
-def test_each_ranking_needs_a_weight() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        reciprocal_rank_fusion([{"a": 1.0}], [])
+def test_reciprocal_ranks_of_nothing() -> None:
+    assert reciprocal_rank_fusion({}, {}, 1.0) == {}
+    assert reciprocal_rank_fusion({}, {"a": 0.0}, 0.5, k=1) == {"a": 0.25}

@@ -1,0 +1,285 @@
+"""Codebooks: how a multi-vector index compresses tokens, and their training from a sample.
+
+A token is rotated, assigned to the nearest of some thousand centroids, and what the centroid leaves of it (the
+residual) is kept in 8-bit codes, a few dimensions each. Inner products are those of before the rotation.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.kmeans import nearest, train_centroids
+from mbretrieve.index.segments import npy_header
+from mbretrieve.scoring import CompressedTokens
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Assignments = NDArray[np.integer[Any]]
+
+STAGES = {1: (8, 1), 2: (4, 1), 4: (4, 2), 8: (4, 4)}
+"""For each number of bits a dimension takes: how many dimensions an 8-bit code stands for, and how many codes in turn,
+each for what the ones before it left. Two stages of 4 dimensions err less than one of 2, and are faster to train."""
+PRODUCT_WIDTH = 4
+"""Dimensions of a 4-bit code, by which candidates are found."""
+
+# Of a large sample a part places no centroid: residuals of tokens that did are shorter than those of tokens to come.
+HELD_OUT = 4  # one in so many tokens
+MOST_HELD_OUT = 49152
+MOST_MEASURED = 16384  # of them, to measure the error
+LEAST_SAMPLE = 4096  # a smaller one serves whole for everything
+CENTROID_ITERATIONS = 4
+CODE_ITERATIONS = 8
+BLOCK_TOKENS = 16384
+LEAST_VARIANCE = 1e-9  # of a direction, relative to the largest: what is less is rounding
+
+_ARRAYS = ("rotation", "centroids", "residuals", "products")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codebook:
+    """What compresses and restores the tokens of the segments that name it; immutable.
+
+    rotation (dim, padded), orthonormal rows, padded = dim rounded up to a multiple of 8; centroids (L, padded) rotated;
+    residuals (stages, groups, 256, width): the vectors of the 8-bit codes; products (padded / 4, 16, 4): those of the
+    4-bit codes, for the first stage's residual; all float32. error: the mean squared length of what compression takes
+    from a token, of tokens held out of training where the sample was large enough.
+    """
+
+    bits: int
+    rotation: Floats
+    centroids: Floats
+    residuals: Floats
+    products: Floats
+    error: float
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a token before rotation."""
+        return len(self.rotation)
+
+    @property
+    def padded(self) -> int:
+        """Numbers in a rotated token."""
+        return int(self.rotation.shape[1])
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of a token's residual codes."""
+        return int(self.residuals.shape[0] * self.residuals.shape[1])
+
+    def rotate(self, vectors: Floats) -> Floats:
+        """Return tokens or query tokens (n, dim) as (n, padded), inner products kept."""
+        rotated: Floats = (torch.from_numpy(vectors) @ torch.from_numpy(self.rotation)).numpy()
+        return rotated
+
+    def restore(self, rotated: Floats) -> Floats:
+        """Undo ``rotate``: (n, padded) -> (n, dim)."""
+        return rotated @ self.rotation.T
+
+    def assign(self, rotated: Floats) -> NDArray[np.int32]:
+        """Return each token's centroid, the nearest: (n, padded) -> (n,)."""
+        return nearest(rotated, self.centroids)
+
+    def encode(self, rotated: Floats, assignments: Assignments) -> Bytes:
+        """Return each token's codes, stage after stage: (n, padded), (n,) -> (n, stages * groups)."""
+        codes = np.empty((len(rotated), self.code_size), dtype=np.uint8)
+        quantizers = [_quantizer(stage, 8) for stage in self.residuals]
+        groups = self.residuals.shape[1]
+        for block, left in self._residuals(rotated, assignments):
+            for stage, quantizer in enumerate(quantizers):
+                found = quantizer.compute_codes(left)
+                codes[block, stage * groups : (stage + 1) * groups] = found
+                if stage + 1 < len(quantizers):
+                    left -= quantizer.decode(found)
+        return codes
+
+    def decode(self, assignments: Assignments, codes: Bytes) -> Floats:
+        """Return tokens as compression left them, rotated: (n,), (n, stages * groups) -> (n, padded)."""
+        decoded: Floats = CompressedTokens(self.centroids, self.residuals, assignments, codes).decode().numpy()
+        return decoded
+
+    def pack_products(self, rotated: Floats, assignments: Assignments) -> Bytes:
+        """Return each token's 4-bit codes, the even group in the low half of a byte: (n, padded), (n,) ->
+        (n, padded / 8)."""
+        quantizer = _quantizer(self.products, 4)
+        quantizer.sync_transposed_centroids()  # a quarter faster, for 4 bits only
+        packed = np.empty((len(rotated), len(self.products) // 2), dtype=np.uint8)
+        for block, left in self._residuals(rotated, assignments):
+            packed[block] = quantizer.compute_codes(left)
+        return packed
+
+    def squared_error(self, rotated: Floats, assignments: Assignments, codes: Bytes) -> float:
+        """Return the mean squared length of token minus decoded token; 0 for no tokens."""
+        total = 0.0
+        for block in _blocks(len(rotated)):
+            total += float(np.square(rotated[block] - self.decode(assignments[block], codes[block])).sum(dtype=float))
+        return total / max(1, len(rotated))
+
+    def _residuals(self, rotated: Floats, assignments: Assignments) -> Iterator[tuple[slice, Floats]]:
+        for block in _blocks(len(rotated)):
+            yield block, rotated[block] - self.centroids[assignments[block]]
+
+
+def train_codebook(sample: Floats, lists: int, bits: int, seed: int = 0) -> Codebook:
+    """Make a codebook for tokens like those of a sample, (n, dim) with n and dim at least 1.
+
+    lists is the number of centroids (at most n), bits how many a dimension takes: 1, 2, 4 or 8. Deterministic for a
+    seed on one machine. Raises: ValueError.
+    """
+    if bits not in STAGES or lists < 1:
+        raise ValueError(f"bits is {bits} and lists {lists}; bits is one of {sorted(STAGES)}, lists at least 1")
+    if sample.ndim != 2 or not sample.size:
+        raise ValueError(f"the sample has shape {sample.shape}; at least one token of one dimension is needed")
+    random = np.random.default_rng(seed)
+    fitting, coding, measuring = _split(sample[random.permutation(len(sample))])
+    centroids = train_centroids(fitting, lists, CENTROID_ITERATIONS, random)
+    unrotated: Floats = coding - centroids[nearest(coding, centroids)]
+    rotation = _rotation(unrotated)
+    left = unrotated @ rotation
+    width, stages = STAGES[bits]
+    products = _train_codes(left, PRODUCT_WIDTH, 4, seed)
+    residuals = np.empty((stages, left.shape[1] // width, 256, width), dtype=np.float32)
+    for stage in range(stages):
+        residuals[stage] = _train_codes(left, width, 8, seed)
+        quantizer = _quantizer(residuals[stage], 8)
+        left -= quantizer.decode(quantizer.compute_codes(left))
+    codebook = Codebook(bits, rotation, centroids @ rotation, residuals, products, 0.0)
+    rotated = codebook.rotate(measuring)
+    assignments = codebook.assign(rotated)
+    error = codebook.squared_error(rotated, assignments, codebook.encode(rotated, assignments))
+    return replace(codebook, error=error)
+
+
+def assignment_dtype(lists: int) -> type[np.uint16] | type[np.uint32]:
+    """Return the smallest type that numbers so many centroids."""
+    return np.uint16 if lists <= 1 << 16 else np.uint32
+
+
+def save_codebook(folder: Path, codebook: Codebook) -> list[str]:
+    """Write a codebook into a folder that exists, each file durable; returns the files' names."""
+    arrays = {name: getattr(codebook, name) for name in _ARRAYS} | {"error": np.array([codebook.error])}
+    for name, array in arrays.items():
+        with (folder / f"{name}.npy").open("wb") as file:
+            file.write(npy_header(array.dtype, array.shape) + array.astype(array.dtype.newbyteorder("<")).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    return [f"{name}.npy" for name in arrays]
+
+
+def load_codebook(folder: Path) -> Codebook:
+    """Read a codebook into memory. Raises: IndexFormatError naming the file that is missing, cut short, or does not
+    hold what it must."""
+    rotation = _read(folder / "rotation.npy", np.float32, (None, None))
+    dim, padded = rotation.shape
+    if padded != _padded(dim) or np.abs(rotation @ rotation.T - np.eye(dim)).max() > 1e-3:
+        raise _damaged(folder / "rotation.npy", f"its {dim} rows of {padded} numbers are no rotation")
+    residuals = _read(folder / "residuals.npy", np.float32, (None, None, 256, None))
+    stages, groups, _, width = residuals.shape
+    bits = next((bits for bits, layout in STAGES.items() if layout == (width, stages)), None)
+    if bits is None or groups * width != padded:
+        raise _damaged(folder / "residuals.npy", f"its shape {residuals.shape} is not one for {padded} dimensions")
+    return Codebook(
+        bits,
+        rotation,
+        _read(folder / "centroids.npy", np.float32, (None, padded)),
+        residuals,
+        _read(folder / "products.npy", np.float32, (padded // PRODUCT_WIDTH, 16, PRODUCT_WIDTH)),
+        float(_read(folder / "error.npy", np.float64, (1,))[0]),
+    )
+
+
+def _read(path: Path, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """Read a file of finite numbers of a shape, None standing for any length but 0."""
+    try:
+        # Mapped first: an array larger than its file is then refused, not allocated.
+        array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from None
+    if array.dtype != np.dtype(dtype).newbyteorder("<") or array.ndim != len(shape):
+        raise _damaged(path, f"it holds {array.dtype} {array.shape}")
+    if not array.size or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+        raise _damaged(path, f"its shape {array.shape} does not fit the other files")
+    if not np.isfinite(array).all():
+        raise _damaged(path, "it holds NaN or infinite values")
+    return array.astype(dtype, order="C", copy=False)
+
+
+def _damaged(path: Path, what: str) -> IndexFormatError:
+    return IndexFormatError(f"{path} is damaged: {what}; restore it from a copy, or index again")
+
+
+def _padded(dim: int) -> int:
+    """Return the numbers in a rotated token: a multiple of 8, which all codes divide."""
+    return -(-dim // 8) * 8
+
+
+def _split(shuffled: Floats) -> tuple[Floats, Floats, Floats]:
+    """Part a sample into the tokens that place the centroids, those that make the codes, and those that measure."""
+    if len(shuffled) < LEAST_SAMPLE:
+        return shuffled, shuffled, shuffled
+    held_out = min(len(shuffled) // HELD_OUT, MOST_HELD_OUT)
+    measured = min(held_out // 4, MOST_MEASURED)
+    return shuffled[held_out:], shuffled[measured:held_out], shuffled[:measured]
+
+
+def _rotation(residuals: Floats) -> Floats:
+    """Return the orthonormal (dim, padded) that deals the residuals' principal directions to groups.
+
+    The error of codes is the least where the groups have the same product of eigenvalues (Ge et al., "Optimized product
+    quantization for approximate nearest neighbor search", CVPR 2013, whose eigenvalue allocation this is). Groups of 4
+    are dealt so, then pairs of them: the groups of 8.
+    """
+    dim = residuals.shape[1]
+    padded = _padded(dim)
+    values, vectors = np.linalg.eigh(residuals.T.astype(np.float64) @ residuals)
+    relative = np.full(padded, LEAST_VARIANCE)  # that of padding too
+    relative[:dim] = np.maximum(values / max(values[-1], np.finfo(np.float64).tiny), LEAST_VARIANCE)
+    logs = np.log(relative / LEAST_VARIANCE)
+    directions = np.zeros((dim, padded))
+    directions[:, :dim] = vectors
+    groups = _deal(logs, PRODUCT_WIDTH)
+    pairs = _deal(logs[groups].sum(axis=1), 2)
+    return np.ascontiguousarray(directions[:, groups[pairs].ravel()], dtype=np.float32)
+
+
+def _deal(logs: NDArray[np.float64], width: int) -> NDArray[np.int64]:
+    """Deal numbers >= 0 to groups of ``width``, the largest first, each to the group with the least sum that is not
+    full -> (groups, width) their places."""
+    groups: list[list[int]] = [[] for _ in range(len(logs) // width)]
+    sums = [0.0] * len(groups)
+    for place in np.argsort(-logs, kind="stable").tolist():
+        group = min((g for g in range(len(groups)) if len(groups[g]) < width), key=sums.__getitem__)
+        groups[group].append(place)
+        sums[group] += logs[place]
+    return np.array(groups)
+
+
+def _train_codes(sample: Floats, width: int, bits: int, seed: int) -> Floats:
+    """Return the vectors of a product quantizer for rotated residuals, (groups, 2 ** bits, width)."""
+    quantizer = faiss.ProductQuantizer(sample.shape[1], sample.shape[1] // width, bits)
+    quantizer.cp.niter, quantizer.cp.seed = CODE_ITERATIONS, seed + 1
+    quantizer.cp.min_points_per_centroid = 1  # FAISS would warn on the terminal
+    # FAISS refuses fewer vectors than codes: repeated, they leave codes that no token uses.
+    quantizer.train(np.resize(sample, (max(len(sample), 1 << bits), sample.shape[1])))
+    vectors: Floats = faiss.vector_to_array(quantizer.centroids).reshape(quantizer.M, 1 << bits, width)
+    return vectors
+
+
+def _quantizer(vectors: Floats, bits: int) -> Any:
+    """Return FAISS's product quantizer for the vectors (groups, 2 ** bits, width) of codes."""
+    groups, _, width = vectors.shape
+    quantizer = faiss.ProductQuantizer(groups * width, groups, bits)
+    faiss.copy_array_to_vector(vectors.ravel(), quantizer.centroids)
+    return quantizer
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(first, first + BLOCK_TOKENS) for first in range(0, count, BLOCK_TOKENS))
