@@ -78,8 +78,8 @@ CREATE VIRTUAL TABLE words USING fts5(tokens, content='', tokenize="{FTS5_TOKENI
 """
 
 WINDOW_COLUMNS = "content, window, segment, row, tokens, start, stop"
-SEGMENT_COLUMNS = "name, rows, tokens, codebook"
-CODEBOOK_COLUMNS = "name, bits, lists, tokens, error"
+SEGMENT_COLUMNS = "key, name, rows, tokens, codebook"
+CODEBOOK_COLUMNS = "key, name, bits, lists, tokens, error"
 
 
 def checksum(*fields: str | float | None) -> bytes:
@@ -333,22 +333,22 @@ class Catalogue:
 
     def segments(self) -> list[SegmentRecord]:
         """Return all segments with their files."""
-        files = self._files()
-        records = []
-        for key, *fields, kept in self.rows(f"SELECT key, {SEGMENT_COLUMNS}, checksum FROM segments ORDER BY key"):  # noqa: S608 - a constant
-            if checksum(key, *fields) != kept:
+        files, records = self._files(), []
+        for *fields, kept in self.rows(f"SELECT {SEGMENT_COLUMNS}, checksum FROM segments ORDER BY key"):  # noqa: S608 - a constant
+            if checksum(*fields) != kept:
                 raise damaged(self.index, "the row of a segment was changed")
-            records.append(SegmentRecord(key, *fields, tuple(files.get(fields[0], ()))))
+            key, name, rows, tokens, codebook = fields
+            records.append(SegmentRecord(key, name, rows, tokens, codebook, tuple(files.get(name, ()))))
         return records
 
     def codebooks(self) -> list[CodebookRecord]:
         """Return all codebooks with their files, the newest last."""
-        files = self._files()
-        records = []
-        for key, *fields, kept in self.rows(f"SELECT key, {CODEBOOK_COLUMNS}, checksum FROM codebooks ORDER BY key"):  # noqa: S608 - a constant
-            if checksum(key, *fields) != kept:
+        files, records = self._files(), []
+        for *fields, kept in self.rows(f"SELECT {CODEBOOK_COLUMNS}, checksum FROM codebooks ORDER BY key"):  # noqa: S608 - a constant
+            if checksum(*fields) != kept:
                 raise damaged(self.index, "the row of a codebook was changed")
-            records.append(CodebookRecord(key, *fields, tuple(files.get(fields[0], ()))))
+            key, name, bits, lists, tokens, error = fields
+            records.append(CodebookRecord(key, name, bits, lists, tokens, error, tuple(files.get(name, ()))))
         return records
 
     def _files(self) -> dict[str, list[StoredFile]]:

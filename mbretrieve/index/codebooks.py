@@ -16,8 +16,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.files import npy_header
 from mbretrieve.index.kmeans import nearest, train_centroids
-from mbretrieve.index.segments import npy_header
 from mbretrieve.scoring import CompressedTokens
 
 Floats = NDArray[np.float32]

@@ -119,10 +119,10 @@ class MappedFolder:
         )
 
     def _check_blocks(self, name: str, blocks: Iterable[int]) -> None:
-        raw = memoryview(self.raw(name))
+        raw = self.raw(name)
         expected = np.frombuffer(self._files[name].checksums, dtype="<u4")
         for block in blocks:
-            if zlib.crc32(raw[block * BLOCK : (block + 1) * BLOCK]) != expected[block]:
+            if zlib.crc32(raw[block * BLOCK : (block + 1) * BLOCK].data) != expected[block]:
                 raise self.damaged(name, f"bytes {block * BLOCK} to {(block + 1) * BLOCK} were changed")
             self._unchecked[name][block] = False
 

@@ -119,7 +119,9 @@ class MultiVectorIndex(VectorIndex):
             if not isinstance(segment, PackedSegment):
                 continue
             book = segment.codebook
-            look = looks.setdefault(id(book), _Look.at(book, stacked, effort.probes))
+            if id(book) not in looks:
+                looks[id(book)] = _Look.at(book, stacked, effort.probes)
+            look = looks[id(book)]
             segment.check_lists(np.unique(look.probes))
             mask = None if selected is None else selected[number]
             scores, rows = segment.lists.search(look.rotated, look.probes, look.coarse, effort.tokens, mask)

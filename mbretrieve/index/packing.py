@@ -4,6 +4,7 @@ Whatever the size of what is packed, a bounded part of it is in memory.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ Integers = NDArray[np.int64]
 
 BLOCK_TOKENS = 1 << 16
 LOSS_TOKENS = 4096
+HELD_OUT = 0.05  # of the windows, to measure what a codebook loses of vectors that it was not trained on
 
 
 class Decoded:
@@ -57,26 +59,37 @@ class Packed(NamedTuple):
 
 
 def sample(sources: Sequence[Source], tokens: int, seed: int = 0) -> NDArray[np.float32]:
-    """Return at most so many of the sources' live vectors, (n, dim), drawn by whole rows, evenly."""
-    rows = [(number, row) for number, source in enumerate(sources) for row in source.rows.tolist()]
-    drawn: list[NDArray[np.float32]] = []
-    count = 0
-    for at in np.random.default_rng(seed).permutation(len(rows)).tolist():
-        number, row = rows[at]
-        first, last = sources[number].offsets[row : row + 2]
-        drawn.append(np.asarray(sources[number].vectors[first:last], dtype=np.float32)[: tokens - count])
-        count += len(drawn[-1])
-        if count == tokens:
-            break
-    return np.concatenate(drawn)
+    """Return at most so many of the sources' live vectors, (n, dim), each as likely as any other."""
+    counts = np.array([source.tokens for source in sources])
+    total = int(counts.sum())
+    drawn = np.sort(np.random.default_rng(seed).choice(total, min(tokens, total), replace=False))
+    parts = []
+    for source, first, count in zip(sources, np.cumsum(counts) - counts, counts, strict=True):
+        here = drawn[(drawn >= first) & (drawn < first + count)] - first
+        ends = np.cumsum(source.offsets[source.rows + 1] - source.offsets[source.rows])
+        at = np.searchsorted(ends, here, side="right")
+        places = source.offsets[source.rows[at] + 1] - (ends[at] - here)
+        parts.append(np.asarray(source.vectors[places], dtype=np.float32))
+    return np.concatenate(parts)
 
 
-def train(sources: Sequence[Source], bits: int, memory: int) -> Codebook:
-    """Train a codebook for the sources, on no more of their vectors than ``memory`` bytes allow."""
-    live = sum(source.tokens for source in sources)
+def train(sources: Sequence[Source], bits: int, memory: int, seed: int = 0) -> Codebook:
+    """Train a codebook for the sources, on no more of their vectors than ``memory`` bytes allow.
+
+    Its error is that of windows none of whose tokens it was trained on: tokens of one text are more alike.
+    """
+    random = np.random.default_rng(seed)
+    held = [random.random(len(source.rows)) < HELD_OUT for source in sources]
+    seen, unseen = (
+        [source._replace(rows=source.rows[some ^ flip]) for source, some in zip(sources, held, strict=True)]
+        for flip in (True, False)
+    )
+    live, enough = sum(source.tokens for source in sources), sum(source.tokens for source in unseen) >= LOSS_TOKENS
     # Training holds the sample some eight times over: as it came, rotated, less its centroids, coded, decoded.
     most = max(1024, memory // (32 * sources[0].vectors.shape[1]))
-    return train_codebook(sample(sources, min(live, plan.SAMPLE_TOKENS, most)), plan.lists(live), bits)
+    drawn = sample(seen if enough else sources, min(plan.SAMPLE_TOKENS, most))
+    codebook = train_codebook(drawn, plan.lists(live), bits)
+    return replace(codebook, error=loss(codebook, unseen)) if enough else codebook
 
 
 def loss(codebook: Codebook, sources: Sequence[Source]) -> float:

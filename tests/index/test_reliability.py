@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError, MbretrieveError
 from mbretrieve.index import DenseIndex, MultiVectorIndex, merging, open_index
-from mbretrieve.index.catalogue import put_meta
+from mbretrieve.index.catalogue import FORMAT, put_meta
 from tests.index.faults import NOBODY, dying_at, entry, everything, in_child, make
 
 
