@@ -11,6 +11,7 @@ has to be written at once from memory and is trusted when read. The file, little
 A list is ordered by row, then as the tokens came, so that the same tokens make the same file however it was merged.
 """
 
+import contextlib
 import mmap
 import os
 import struct
@@ -32,9 +33,10 @@ _VERSION = 1
 _ALIGNMENT = 128
 _PIECE = 32  # bytes: codes (32 * width) and rows (32 * 8) of a block are both multiples of it
 _ROW_PIECES = BLOCK * 8 // _PIECE
-_RESERVOIR = (
-    13  # the kernel that scores up to 11 queries a list at once and keeps results in reservoirs; heaps lose some
-)
+# FAISS's kernel that takes one query at a time and keeps its results in a reservoir. Its heaps, the default for k <= 20,
+# lose results where rows are selected; sharing a list's scan among queries was slower, for 1 query of 13 tokens as for 64.
+_RESERVOIR = 11
+_PARALLEL = 1 << 20  # codes to scan from which a team of threads is worth waiting for: about 5 ms on one core
 _BATCH = 1 << 18  # tokens arranged at once by write_lists: its working memory, and what fits the caches
 _WORKING = 7  # bytes of working memory for each byte of a code and its row, measured in merge_lists
 
@@ -117,9 +119,11 @@ class Lists:
             return scores, rows
         if probes.min() < -1 or probes.max() >= len(self.sizes):
             raise ValueError(f"probes reach from {probes.min()} to {probes.max()}; there are {len(self.sizes)} lists")
+        probed = np.where(probes < 0, 0, self.sizes[probes]).sum(axis=1)
         # FAISS reserves room for 2k results a query whatever there is to be found, and has another kernel for k = 1.
-        depth = max(2, min(k, int(np.where(probes < 0, 0, self.sizes[probes]).sum(axis=1).max())))
-        found = self._scan(queries, probes, coarse, depth, selected)
+        depth = max(2, min(k, int(probed.max())))
+        with _threads(parallel=bool(probed.sum() >= _PARALLEL)):
+            found = self._scan(queries, probes, coarse, depth, selected)
         depth = min(k, depth)
         scores[:, :depth], rows[:, :depth] = found[0][:, :depth], found[1][:, :depth]
         return scores, rows
@@ -355,6 +359,24 @@ def _fast_scan(path: Path, products: NDArray[np.float32], sizes: Integers, start
     index.replace_invlists(inverted, True)
     index.ntotal, index.is_trained = int(sizes.sum()), True
     return index
+
+
+@contextlib.contextmanager
+def _threads(parallel: bool) -> Iterator[None]:
+    """Let FAISS work with all its threads, or within the calling thread alone.
+
+    Where a core is busy, as when several threads search, a team waits for its last member: up to 20 ms were measured.
+    The setting is OpenMP's for the calling thread: no other thread sees it.
+    """
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    if not parallel:
+        faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _biases(

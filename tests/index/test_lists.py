@@ -63,7 +63,7 @@ def original() -> tuple[Any, Tokens, Any]:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((8000, 32)).astype(np.float32)
     index = faiss.IndexIVFPQFastScan(faiss.IndexFlatIP(32), 32, 16, 8, 4, faiss.METRIC_INNER_PRODUCT)
-    index.by_residual, index.implem = True, 13
+    index.by_residual, index.implem = True, module._RESERVOIR
     index.train(vectors)
     rows = np.sort(rng.integers(0, ROWS, len(vectors)))
     index.add_with_ids(vectors, rows)
