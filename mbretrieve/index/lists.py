@@ -38,7 +38,7 @@ _ROW_PIECES = BLOCK * 8 // _PIECE
 _RESERVOIR = 11
 _PARALLEL = 1 << 20  # codes to scan from which a team of threads is worth waiting for: about 5 ms on one core
 _BATCH = 1 << 18  # tokens arranged at once by write_lists: its working memory, and what fits the caches
-_WORKING = 7  # bytes of working memory for each byte of a code and its row, measured in merge_lists
+_WORKING = 9  # bytes of working memory for each byte of a code and its row, measured in merge_lists
 
 Integers = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -278,6 +278,7 @@ class _ListsWriter:
     def finish(self) -> None:
         """Write header and sizes, and make the file durable."""
         sizes = np.concatenate(self._sizes).astype("<i8")
+        assert len(sizes) == self._lists
         self._file.seek(0)
         self._file.write(_header(self._width, self._lists, int(sizes.sum())))
         self._file.write(sizes.tobytes().ljust(_data_start(self._lists) - _ALIGNMENT, b"\0"))
