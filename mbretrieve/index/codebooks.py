@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.files import npy_header
 from mbretrieve.index.kmeans import nearest, train_centroids
+from mbretrieve.index.products import ProductQuantizer, train_products
 from mbretrieve.scoring import CompressedTokens
 
 Floats = NDArray[np.float32]
@@ -36,9 +35,8 @@ MOST_HELD_OUT = 49152
 MOST_MEASURED = 16384  # of them, to measure the error
 LEAST_SAMPLE = 4096  # a smaller one serves whole for everything
 CENTROID_ITERATIONS = 4
-CODE_ITERATIONS = 8
 BLOCK_TOKENS = 16384
-LEAST_VARIANCE = 1e-9  # of a direction, relative to the largest: what is less is rounding
+LEAST_VARIANCE = 1e-6  # of a direction, relative to the largest: less than this is rounding
 
 _ARRAYS = ("rotation", "centroids", "residuals", "products")
 
@@ -77,7 +75,7 @@ class Codebook:
 
     def rotate(self, vectors: Floats) -> Floats:
         """Return tokens or query tokens (n, dim) as (n, padded), inner products kept."""
-        rotated: Floats = (torch.from_numpy(vectors) @ torch.from_numpy(self.rotation)).numpy()
+        rotated: Floats = vectors @ self.rotation
         return rotated
 
     def restore(self, rotated: Floats) -> Floats:
@@ -91,11 +89,11 @@ class Codebook:
     def encode(self, rotated: Floats, assignments: Assignments) -> Bytes:
         """Return each token's codes, stage after stage: (n, padded), (n,) -> (n, stages * groups)."""
         codes = np.empty((len(rotated), self.code_size), dtype=np.uint8)
-        quantizers = [_quantizer(stage, 8) for stage in self.residuals]
+        quantizers = [ProductQuantizer(stage) for stage in self.residuals]
         groups = self.residuals.shape[1]
         for block, left in self._residuals(rotated, assignments):
             for stage, quantizer in enumerate(quantizers):
-                found = quantizer.compute_codes(left)
+                found = quantizer.encode(left)
                 codes[block, stage * groups : (stage + 1) * groups] = found
                 if stage + 1 < len(quantizers):
                     left -= quantizer.decode(found)
@@ -109,11 +107,10 @@ class Codebook:
     def pack_products(self, rotated: Floats, assignments: Assignments) -> Bytes:
         """Return each token's 4-bit codes, the even group in the low half of a byte: (n, padded), (n,) ->
         (n, padded / 8)."""
-        quantizer = _quantizer(self.products, 4)
-        quantizer.sync_transposed_centroids()  # a quarter faster, for 4 bits only
+        quantizer = ProductQuantizer(self.products)
         packed = np.empty((len(rotated), len(self.products) // 2), dtype=np.uint8)
         for block, left in self._residuals(rotated, assignments):
-            packed[block] = quantizer.compute_codes(left)
+            packed[block] = quantizer.encode(left)
         return packed
 
     def squared_error(self, rotated: Floats, assignments: Assignments, codes: Bytes) -> float:
@@ -145,12 +142,12 @@ def train_codebook(sample: Floats, lists: int, bits: int, seed: int = 0) -> Code
     rotation = _rotation(unrotated)
     left = unrotated @ rotation
     width, stages = STAGES[bits]
-    products = _train_codes(left, PRODUCT_WIDTH, 4, seed)
+    products = train_products(left, PRODUCT_WIDTH, 16, random)
     residuals = np.empty((stages, left.shape[1] // width, 256, width), dtype=np.float32)
     for stage in range(stages):
-        residuals[stage] = _train_codes(left, width, 8, seed)
-        quantizer = _quantizer(residuals[stage], 8)
-        left -= quantizer.decode(quantizer.compute_codes(left))
+        residuals[stage] = train_products(left, width, 256, random)
+        quantizer = ProductQuantizer(residuals[stage])
+        left -= quantizer.decode(quantizer.encode(left))
     codebook = Codebook(bits, rotation, centroids @ rotation, residuals, products, 0.0)
     rotated = codebook.rotate(measuring)
     assignments = codebook.assign(rotated)
@@ -239,7 +236,7 @@ def _rotation(residuals: Floats) -> Floats:
     """
     dim = residuals.shape[1]
     padded = _padded(dim)
-    values, vectors = np.linalg.eigh(residuals.T.astype(np.float64) @ residuals)
+    values, vectors = np.linalg.eigh((residuals.T @ residuals).astype(np.float64))
     relative = np.full(padded, LEAST_VARIANCE)  # that of padding too
     relative[:dim] = np.maximum(values / max(values[-1], np.finfo(np.float64).tiny), LEAST_VARIANCE)
     logs = np.log(relative / LEAST_VARIANCE)
@@ -260,25 +257,6 @@ def _deal(logs: NDArray[np.float64], width: int) -> NDArray[np.int64]:
         groups[group].append(place)
         sums[group] += logs[place]
     return np.array(groups)
-
-
-def _train_codes(sample: Floats, width: int, bits: int, seed: int) -> Floats:
-    """Return the vectors of a product quantizer for rotated residuals, (groups, 2 ** bits, width)."""
-    quantizer = faiss.ProductQuantizer(sample.shape[1], sample.shape[1] // width, bits)
-    quantizer.cp.niter, quantizer.cp.seed = CODE_ITERATIONS, seed + 1
-    quantizer.cp.min_points_per_centroid = 1  # FAISS would warn on the terminal
-    # FAISS refuses fewer vectors than codes: repeated, they leave codes that no token uses.
-    quantizer.train(np.resize(sample, (max(len(sample), 1 << bits), sample.shape[1])))
-    vectors: Floats = faiss.vector_to_array(quantizer.centroids).reshape(quantizer.M, 1 << bits, width)
-    return vectors
-
-
-def _quantizer(vectors: Floats, bits: int) -> Any:
-    """Return FAISS's product quantizer for the vectors (groups, 2 ** bits, width) of codes."""
-    groups, _, width = vectors.shape
-    quantizer = faiss.ProductQuantizer(groups * width, groups, bits)
-    faiss.copy_array_to_vector(vectors.ravel(), quantizer.centroids)
-    return quantizer
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -1,13 +1,22 @@
-"""From tokens found to windows worth rescoring: what a window would score if all that is known of it is what was found.
+"""From tokens found to windows worth rescoring: what each would score if all known of it is what was found.
 
-A window that a query token did not find scores there at most as its last token found: that bound stands for it
-(Lee et al., "Rethinking the role of token retrieval in multi-vector retrieval", NeurIPS 2023).
+Where a query token found nothing in a window, the window scores at most as the last token it found elsewhere (Lee et
+al., "Rethinking the role of token retrieval in multi-vector retrieval", NeurIPS 2023). The bound is seldom reached, so
+a little less stands for what is missing.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+_BELOW = 1 / 8
+"""How far below the least score found a missing one is taken to lie, in spans of the scores its query token found.
+
+Share of the exact best 10 of 12,000 functions (1.16 M tokens of code, 300 questions) among the best 100, by this factor
+0, 1/8, 1/4, 3/8, 1/2: .866 .881 .887 .889 .888 (16 of 4,096 lists probed, k = 512), .938 .955 .959 .958 .952 (32 of
+1,024, k = 1,024), .964 .966 .960 .949 .936 (32 of 4,096, k = 2,048).
+"""
 
 
 def best_found(
@@ -29,14 +38,15 @@ def candidates(scores: NDArray[np.float32], rows: NDArray[np.int64], count: int)
     """Return the ``count`` most promising windows of one query, best first; fewer if fewer were found.
 
     scores (n, k) of the tokens found by each of n query tokens, best first; rows (n, k) the windows they are in (-inf
-    and -1: none). A window's score is ``sum_i max(scores[i, j] where rows[i, j] is it, else the least of scores[i])``;
-    windows of equal score come by number.
+    and -1: none). A window's score is ``sum_i max(scores[i, j] where rows[i, j] is it, else missing[i])`` with
+    ``missing[i] = least of scores[i] - (best - least) / 8``; windows of equal score come by number.
     """
     n, k = rows.shape
     found = rows >= 0
-    # Relative to the least score, what is missing adds nothing: a window needs its own finds alone. A query token that
-    # found nothing tells no windows apart.
+    # Relative to the missing score, what is missing adds nothing: a window needs its own finds alone. A query token
+    # that found nothing tells no windows apart.
     least = np.min(scores, axis=1, keepdims=True, initial=np.inf, where=found)
+    missing = least - _BELOW * (scores[:, :1] - least)
     # Sorted as integers of (window, query token, place), each query token's best find in a window comes first among its
     # finds there; one key is sorted many times faster than three indirectly.
     places, tokens = k.bit_length(), n.bit_length()
@@ -45,7 +55,7 @@ def candidates(scores: NDArray[np.float32], rows: NDArray[np.int64], count: int)
     token, place = (keys >> places) & ((1 << tokens) - 1), keys & ((1 << places) - 1)
     windows = keys >> (tokens + places)
     starts = np.flatnonzero(_first_of_each(windows))
-    gains = (scores - least)[token, place]
+    gains = (scores - missing)[token, place]
     totals = np.add.reduceat(gains, starts) if len(starts) else gains
     best: NDArray[np.int64] = windows[starts][np.argsort(-totals, kind="stable")[:count]]
     return best

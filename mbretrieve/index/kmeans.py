@@ -17,8 +17,8 @@ def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDA
     rounded to 8 bits, so that of centroids almost equally near the second nearest may be returned; elsewhere float32.
     """
     out = np.empty(len(vectors), dtype=np.int32)
-    columns = _Columns(centroids)
-    rows = min(BLOCK_ROWS, max(64, BLOCK_PRODUCTS // len(centroids)))
+    rows = min(BLOCK_ROWS, max(64, BLOCK_PRODUCTS // len(centroids)), max(1, len(vectors)))
+    columns = _Columns(centroids, rows)
     for first in range(0, len(vectors), rows):
         out[first : first + rows] = columns.nearest(torch.from_numpy(vectors[first : first + rows]))
     return out
@@ -44,9 +44,10 @@ def train_centroids(
 
 
 class _Columns:
-    """Centroids laid out as the columns of a matrix product, with ``-|c|^2 / 2`` as one more row."""
+    """Centroids laid out as the columns of a matrix product, with ``-|c|^2 / 2`` as one more row; up to ``rows``
+    vectors at a time, in memory used again, are multiplied by them."""
 
-    def __init__(self, centroids: NDArray[np.float32]) -> None:
+    def __init__(self, centroids: NDArray[np.float32], rows: int) -> None:
         self._narrow = _multiplies_bfloat16()
         # From every product `x @ mean` is left out, which changes no maximum but brings the best products near zero,
         # where bfloat16 is finest.
@@ -59,12 +60,15 @@ class _Columns:
             # |c|^2 as the sum of two bfloat16: its error would move the border between two cells for every vector.
             rest = (self._exact[-1] - rounded[-1].float()).bfloat16()
             self._columns = torch.cat([rounded, rest[None]])  # (dim + 2, L)
+            self._rows = torch.ones((rows, len(self._columns)), dtype=torch.bfloat16)
+            self._products = torch.empty((rows, len(centroids)), dtype=torch.bfloat16)
 
     def nearest(self, vectors: torch.Tensor) -> NDArray[np.int64]:
         if not self._narrow:
             return self._by_float32(vectors)
-        ones = torch.ones((len(vectors), 2), dtype=torch.bfloat16)
-        products = torch.cat([vectors.bfloat16(), ones], dim=1) @ self._columns
+        rows, products = self._rows[: len(vectors)], self._products[: len(vectors)]
+        rows[:, :-2] = vectors
+        torch.mm(rows, self._columns, out=products)
         # Not negative, bfloat16 are ordered as their bits are, and the maximum of int16 takes a sixth of the time.
         bits: NDArray[np.int16] = products.view(torch.int16).numpy()
         best: NDArray[np.int64] = bits.argmax(axis=1)

@@ -33,12 +33,12 @@ _VERSION = 1
 _ALIGNMENT = 128
 _PIECE = 32  # bytes: codes (32 * width) and rows (32 * 8) of a block are both multiples of it
 _ROW_PIECES = BLOCK * 8 // _PIECE
-# FAISS's kernel that takes one query at a time and keeps its results in a reservoir. Its heaps, the default for k <= 20,
-# lose results where rows are selected; sharing a list's scan among queries was slower, for 1 query of 13 tokens as for 64.
+# FAISS's kernel that takes one query at a time and keeps its results in a reservoir. Its heaps, the default for k up to
+# 20, lose results where rows are selected; one scan of a list for several queries was slower, for 13 tokens as for 850.
 _RESERVOIR = 11
 _PARALLEL = 1 << 20  # codes to scan from which a team of threads is worth waiting for: about 5 ms on one core
 _BATCH = 1 << 18  # tokens arranged at once by write_lists: its working memory, and what fits the caches
-_WORKING = 7  # bytes of working memory for each byte of a code and its row, measured in merge_lists
+_WORKING = 9  # bytes of working memory for each byte of a code and its row, measured in merge_lists
 
 Integers = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -278,6 +278,7 @@ class _ListsWriter:
     def finish(self) -> None:
         """Write header and sizes, and make the file durable."""
         sizes = np.concatenate(self._sizes).astype("<i8")
+        assert len(sizes) == self._lists
         self._file.seek(0)
         self._file.write(_header(self._width, self._lists, int(sizes.sum())))
         self._file.write(sizes.tobytes().ljust(_data_start(self._lists) - _ALIGNMENT, b"\0"))

@@ -10,7 +10,7 @@ from mbretrieve.index.gather import best_found, candidates
 def found(seed: int, n: int, k: int, windows: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Draw what a search finds: scores best first, some tokens finding less than k."""
     rng = np.random.default_rng(seed)
-    # Scores are multiples of 1/8, so that sums are exact in any order and ties are many.
+    # Scores are multiples of 1/8, and an eighth of their spans is exact: sums are the same in any order, ties are many.
     scores = -np.sort(-rng.integers(-20, 20, (n, k)) / 8, axis=1).astype(np.float32)
     rows = rng.integers(0, windows, (n, k))
     missing = np.arange(k) >= (rng.random((n, 1)) < share) * k + rng.integers(0, k + 1, (n, 1))
@@ -25,7 +25,8 @@ def by_dictionary(scores: np.ndarray, rows: np.ndarray, count: int) -> list[int]
             if row >= 0:
                 best.setdefault(row, {}).setdefault(i, score)
     least = [min((s for s in token if s > -np.inf), default=0.0) for token in scores.tolist()]
-    totals = {row: sum(finds.get(i, least[i]) for i in range(len(scores))) for row, finds in best.items()}
+    missing = [low - (max(token[0], low) - low) / 8 for token, low in zip(scores.tolist(), least, strict=True)]
+    totals = {row: sum(finds.get(i, missing[i]) for i in range(len(scores))) for row, finds in best.items()}
     return sorted(totals, key=lambda row: (-totals[row], row))[:count]
 
 

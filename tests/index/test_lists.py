@@ -171,6 +171,20 @@ def test_any_search_finds_the_best_of_what_it_probes(tmp_path: Path, data: st.Da
         assert selected[rows[i][rows[i] >= 0]].all()
 
 
+def test_the_best_token_of_all_is_not_carried_past_sixteen_bits(tmp_path: Path) -> None:
+    """Coarse scores far apart leave a table half a step each; rounded up, 32 of them pass what 16 bits hold."""
+    products = np.zeros((32, 16, 1), np.float32)
+    products[:, 15] = 0.008
+    codes = np.array([[0x00] * 16, [0xFF] * 16], np.uint8)
+    write_lists(tmp_path / "lists", 2, np.array([0, 1]), codes, np.array([3, 4]))
+    lists = Lists(tmp_path / "lists", products, lists=2, tokens=2, rows=5)
+    scores, rows = lists.search(
+        np.ones((1, 32), np.float32), np.array([[0, 1]]), np.array([[0, 1000]], np.float32), k=2
+    )
+    assert rows.tolist() == [[4, 3]]
+    assert scores[0] == pytest.approx([1000.256, 0], abs=0.3)
+
+
 def test_unpack_gives_back_what_was_written(tmp_path: Path) -> None:
     tokens = random_tokens(1)
     shuffled = np.random.default_rng(0).permutation(len(tokens.rows))
@@ -231,7 +245,7 @@ def test_merging_keeps_to_its_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert memory / 4 < peak < memory + (1 << 20)
+    assert memory / 4 < peak < memory + (1 << 18)
 
 
 DAMAGE = {
