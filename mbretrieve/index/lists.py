@@ -24,24 +24,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
-
-BLOCK = 32
-"""Tokens in one of FAISS's blocks."""
+from mbretrieve.index.blocks import (
+    BLOCK,
+    PIECE,
+    ROW_PIECES,
+    Bytes,
+    Integers,
+    count_blocks,
+    exclusive_sum,
+    find_places,
+    pack_blocks,
+    unpack_blocks,
+)
 
 _MAGIC = b"mbrlists"
 _VERSION = 1
 _ALIGNMENT = 128
-_PIECE = 32  # bytes: codes (32 * width) and rows (32 * 8) of a block are both multiples of it
-_ROW_PIECES = BLOCK * 8 // _PIECE
 # FAISS's kernel that takes one query at a time and keeps its results in a reservoir. Its heaps, the default for k up to
 # 20, lose results where rows are selected; one scan of a list for several queries was slower, for 13 tokens as for 850.
 _RESERVOIR = 11
-_PARALLEL = 1 << 20  # codes to scan from which a team of threads is worth waiting for: about 5 ms on one core
+_PARALLEL = 1 << 20  # codes to scan from which a team of threads is worth waiting for: about 3 ms on one core
 _BATCH = 1 << 18  # tokens arranged at once by write_lists: its working memory, and what fits the caches
 _WORKING = 9  # bytes of working memory for each byte of a code and its row, measured in merge_lists
-
-Integers = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
 
 
 class Batch(NamedTuple):
@@ -81,7 +85,7 @@ class Lists:
         # Each below the total first: the sum of what was never written by us may overflow.
         if (self.sizes < 0).any() or (self.sizes > tokens).any() or self.sizes.sum() != tokens:
             raise self._damaged(f"the sizes of its lists do not add up to {tokens:,}")
-        self._starts = start + _exclusive_sum(_blocks(self.sizes)) * self._block_bytes
+        self._starts = start + exclusive_sum(count_blocks(self.sizes)) * self._block_bytes
         if len(self.file) != self._starts[-1]:
             raise self._damaged(f"it has {len(self.file):,} bytes, not {self._starts[-1]:,}")
         entries = products.astype(np.float64)
@@ -141,14 +145,14 @@ class Lists:
         Raises: IndexFormatError if a list names a row that the segment does not have.
         """
         sizes = self.sizes[first:last]
-        pieces = self.file[self._starts[first] : self._starts[last]].view("<i8").reshape(-1, _PIECE // 8)
-        places = _places(sizes, self._width)
+        pieces = self.file[self._starts[first] : self._starts[last]].view("<i8").reshape(-1, PIECE // 8)
+        places = find_places(sizes, self._width)
         rows = pieces[places.rows].reshape(-1)[places.slots]
         if len(rows) and (rows.min() < 0 or rows.max() >= self._rows):
             raise self._damaged(f"it names rows that are not among its {self._rows:,}")
         packed = pieces[places.codes].view(np.uint8).reshape(-1, self._width, BLOCK)
         assignments = np.repeat(np.arange(first, last, dtype=np.int32), sizes)
-        return Batch(assignments, _unpack_blocks(packed)[places.slots], rows)
+        return Batch(assignments, unpack_blocks(packed)[places.slots], rows)
 
     def release(self, first: int, last: int) -> None:
         """Let the system take back the memory that reading the lists ``first`` to ``last`` - 1 took."""
@@ -228,7 +232,7 @@ def merge_lists(path: Path, sources: Sequence[Lists], row_maps: Sequence[Integer
     lists, width = len(sources[0].sizes), sources[0]._width
     if any(len(source.sizes) != lists or source._width != width for source in sources):
         raise ValueError("the sources have not the same lists and codes: are they of one codebook?")
-    slots = BLOCK * np.sum([_blocks(source.sizes) for source in sources], axis=0)
+    slots = BLOCK * np.sum([count_blocks(source.sizes) for source in sources], axis=0)
     with _ListsWriter(path, lists, width) as writer:
         for first, last in _ranges(slots, memory // (_WORKING * (width + 8))):
             parts = []
@@ -264,14 +268,14 @@ class _ListsWriter:
 
     def append(self, sizes: Integers, codes: Bytes, rows: Integers) -> None:
         """Write the next ``len(sizes)`` lists: their tokens one list after the other."""
-        places = _places(sizes, self._width)
+        places = find_places(sizes, self._width)
         flat = np.zeros((len(places.codes) * BLOCK, self._width), dtype=np.uint8)
         flat[places.slots] = codes
         ids = np.full(len(flat), -1, dtype="<i8")
         ids[places.slots] = rows
-        pieces = np.empty((len(places.codes) * (self._width + _ROW_PIECES), _PIECE // 8), dtype="<i8")
-        pieces[places.codes] = _pack_blocks(flat).view("<i8")
-        pieces[places.rows] = ids.reshape(-1, _ROW_PIECES, _PIECE // 8)
+        pieces = np.empty((len(places.codes) * (self._width + ROW_PIECES), PIECE // 8), dtype="<i8")
+        pieces[places.codes] = pack_blocks(flat).view("<i8")
+        pieces[places.rows] = ids.reshape(-1, ROW_PIECES, PIECE // 8)
         self._file.write(pieces.data)
         self._sizes.append(sizes)
 
@@ -286,52 +290,6 @@ class _ListsWriter:
         os.fsync(self._file.fileno())
 
 
-class _Places(NamedTuple):
-    """Where consecutive lists keep their tokens: ``slots`` (tokens,) in blocks of 32, and the pieces of 32 bytes that
-    hold the codes (blocks, width) and rows (blocks, 8) of each block."""
-
-    slots: Integers
-    codes: Integers
-    rows: Integers
-
-
-def _places(sizes: Integers, width: int) -> _Places:
-    blocks = _blocks(sizes)
-    first_token, first_block = _exclusive_sum(sizes)[:-1], _exclusive_sum(blocks)[:-1]
-    slots = np.arange(sizes.sum()) + np.repeat(first_block * BLOCK - first_token, sizes)
-    block = np.arange(blocks.sum())
-    # A block's codes stand behind the codes of the blocks before it in its list, and all of the lists before; its rows
-    # behind the rows of those before it, and all codes of its list.
-    codes = block * width + np.repeat(first_block * _ROW_PIECES, blocks)
-    rows = block * _ROW_PIECES + np.repeat((first_block + blocks) * width, blocks)
-    return _Places(slots, codes[:, None] + np.arange(width), rows[:, None] + np.arange(_ROW_PIECES))
-
-
-def _pack_blocks(codes: Bytes) -> Bytes:
-    """Arrange codes (32 b, width) as FAISS's blocks (b, width, 32).
-
-    The 32 bytes for byte c of the codes (sub-quantizers 2c, 2c + 1) hold first the low, then the high nibbles of the
-    32 tokens, two in each byte: token t in the low and t + 16 in the high one; t in the order 0, 8, 1, 9, ... 7, 15.
-    """
-    tokens = codes.reshape(-1, 2, 2, 8, codes.shape[1])  # token = 16 half + 8 eighth + rest
-    halves = np.ascontiguousarray(tokens.transpose(1, 0, 4, 3, 2))  # (half, block, byte, rest, eighth)
-    low, high = halves
-    packed = np.empty((len(tokens), codes.shape[1], 2, 8, 2), dtype=np.uint8)
-    packed[:, :, 0] = (low & 15) | (high << 4)
-    packed[:, :, 1] = (low >> 4) | (high & 240)
-    return packed.reshape(-1, codes.shape[1], BLOCK)
-
-
-def _unpack_blocks(packed: Bytes) -> Bytes:
-    """Return the codes (32 b, width) of FAISS's blocks (b, width, 32)."""
-    nibbles = packed.reshape(-1, packed.shape[1], 2, 8, 2)
-    tokens = np.empty((len(packed), 2, 2, 8, packed.shape[1]), dtype=np.uint8)
-    low, high = nibbles[:, :, 0], nibbles[:, :, 1]
-    tokens[:, 0] = ((low & 15) | (high << 4)).transpose(0, 3, 2, 1)
-    tokens[:, 1] = ((low >> 4) | (high & 240)).transpose(0, 3, 2, 1)
-    return tokens.reshape(-1, packed.shape[1])
-
-
 def _fast_scan(path: Path, products: NDArray[np.float32], sizes: Integers, starts: Integers) -> Any:
     """Return FAISS's index over the lists of a file; it maps the file now and owns all that it needs."""
     import faiss
@@ -339,7 +297,7 @@ def _fast_scan(path: Path, products: NDArray[np.float32], sizes: Integers, start
     count, entries, width = len(products), products.shape[1], len(products) // 2
     padded, lists = count * products.shape[2], len(sizes)
     # FAISS maps a file of lists only if told of it in its own format: for each list size, capacity and offset.
-    described = np.stack([sizes, _blocks(sizes) * BLOCK, starts[:-1]], axis=1).astype("<u8")
+    described = np.stack([sizes, count_blocks(sizes) * BLOCK, starts[:-1]], axis=1).astype("<u8")
     name = os.fsencode(path)
     blob = b"".join(
         [
@@ -429,11 +387,3 @@ def _header(width: int, lists: int, tokens: int) -> bytes:
 
 def _data_start(lists: int) -> int:
     return _ALIGNMENT + -(-lists * 8 // _ALIGNMENT) * _ALIGNMENT
-
-
-def _blocks(sizes: Integers) -> Integers:
-    return -(-sizes // BLOCK)
-
-
-def _exclusive_sum(values: Integers) -> Integers:
-    return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
