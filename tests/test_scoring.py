@@ -1,5 +1,7 @@
 """scoring.py against plain loops, and the laws that padding, batching and blocks must not break."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mbretrieve import scoring
-from mbretrieve.scoring import cosine, maxsim, maxsim_ragged, maxsim_ragged_batch
+from mbretrieve.scoring import (
+    CompressedTokens,
+    cosine,
+    maxsim,
+    maxsim_compressed,
+    maxsim_ragged,
+    maxsim_ragged_batch,
+)
 
 Ragged = list[NDArray[np.float32]]
 
@@ -146,6 +155,112 @@ def test_dims_that_differ_are_refused() -> None:
         maxsim_ragged(torch.ones(1, 3), torch.ones(1, 2), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="dim 3, documents have dim 2"):
         cosine(torch.ones(1, 3), torch.ones(1, 2))
+
+
+def compress(
+    seed: int, counts: list[int], stages: int = 1, groups: int = 3, width: int = 4, lists: int = 5
+) -> tuple[CompressedTokens, torch.Tensor]:
+    """Random codes: what they mean is the codebook's matter. Tokens lie end to end, some of them alike."""
+    random = np.random.default_rng(seed)
+    total = sum(counts)
+    tokens = CompressedTokens(
+        random.standard_normal((lists, groups * width)).astype(np.float32),
+        (random.standard_normal((stages, groups, 256, width)) / (1 + np.arange(stages)[:, None, None, None])).astype(
+            "f4"
+        ),
+        random.integers(0, lists, total).astype(np.uint16),
+        random.choice([0, 7, 128, 255, random.integers(256)], (total, stages * groups)).astype(np.uint8),
+    )
+    return tokens, torch.from_numpy(np.cumsum([0, *counts]))
+
+
+def decoded_by_loops(tokens: CompressedTokens, offsets: torch.Tensor) -> Ragged:
+    stages, groups = tokens.residuals.shape[:2]
+    rows = tokens.centroids[tokens.assignments]
+    for row, code in zip(rows, tokens.codes.reshape(-1, stages, groups), strict=True):
+        for stage in range(stages):
+            row += np.concatenate([tokens.residuals[stage, g, code[stage, g]] for g in range(groups)])
+    return np.split(rows, offsets[1:-1].numpy())
+
+
+@given(
+    seed=SEED,
+    stages=st.sampled_from([1, 2, 4]),
+    groups=st.integers(1, 5),
+    width=st.sampled_from([4, 8]),
+    queries=COUNTS,
+    documents=COUNTS,
+    block=st.integers(1, 12),
+    by_tables=st.booleans(),
+    data=st.data(),
+)
+def test_compressed_equals_maxsim_of_the_decoded_tokens(
+    seed: int,
+    stages: int,
+    groups: int,
+    width: int,
+    queries: list[int],
+    documents: list[int],
+    block: int,
+    by_tables: bool,
+    data: st.DataObject,
+) -> None:
+    tokens, offsets = compress(seed, documents, stages, groups, width)
+    q, d = draw(seed, queries, groups * width), decoded_by_loops(tokens, offsets)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(d) - 1), max_size=8)), dtype=np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
+        for name in ("BLOCK_TOKENS", "BLOCK_SIMILARITIES", "BLOCK_MAXIMA"):
+            patch.setattr(scoring, name, block)
+        some = maxsim_compressed([torch.from_numpy(query) for query in q], tokens, offsets, rows)
+        scores = maxsim_compressed([torch.from_numpy(query) for query in q], tokens, offsets)
+    (queries_, query_mask), (documents_, document_mask) = padded(q, 0.0), padded(d, 0.0)
+    expected = maxsim(queries_, documents_, query_mask, document_mask)
+    assert scores.dtype == torch.float32
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(some, expected[:, torch.from_numpy(rows)], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tokens.decode(), np.concatenate(d), rtol=1e-5, atol=1e-5)
+
+
+def test_products_with_centroids_already_known_are_used() -> None:
+    tokens, offsets = compress(0, [3, 1, 9])
+    queries = [torch.from_numpy(query) for query in draw(1, [4, 2], 12)]
+    coarse = torch.cat(queries) @ torch.from_numpy(tokens.centroids).T
+    expected = maxsim_compressed(queries, tokens, offsets)
+    torch.testing.assert_close(maxsim_compressed(queries, tokens, offsets, coarse=coarse), expected)
+    torch.testing.assert_close(
+        maxsim_compressed(queries, tokens, offsets, coarse=coarse + 1) - expected,
+        0 * expected + torch.tensor([[4.0], [2.0]]),
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("by_tables", [True, False])
+def test_compressed_tokens_may_be_mapped_from_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_tables: bool
+) -> None:
+    monkeypatch.setattr(scoring, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
+    tokens, offsets = compress(0, [3, 1, 9], lists=70_000)
+    tokens = tokens._replace(assignments=np.array([69_999, 0, 65_536] * 5, dtype=np.uint32)[:13])
+    for name in ("assignments", "codes"):
+        np.save(tmp_path / f"{name}.npy", getattr(tokens, name))
+    mapped = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("assignments", "codes")}
+    queries = [torch.from_numpy(query) for query in draw(1, [4, 2], 12)]
+    for rows in (None, np.array([2, 0])):
+        scores = maxsim_compressed(queries, tokens._replace(**mapped), offsets, rows)
+        torch.testing.assert_close(scores, maxsim_compressed(queries, tokens, offsets, rows))
+
+
+def test_compressed_refuses_what_maxsim_refuses() -> None:
+    tokens, offsets = compress(0, [3, 1])
+    with pytest.raises(ValueError, match="query has no token"):
+        maxsim_compressed([torch.ones(0, 12)], tokens, offsets)
+    with pytest.raises(ValueError, match="dim 3, documents have dim 12"):
+        maxsim_compressed([torch.ones(1, 3)], tokens, offsets)
+    with pytest.raises(ValueError, match="document 1 has no token"):
+        maxsim_compressed([torch.ones(1, 12)], tokens, torch.tensor([0, 3, 3, 4]))
+    assert maxsim_compressed([], tokens, offsets).shape == (0, 2)
+    assert maxsim_compressed([torch.ones(1, 12)], tokens, offsets, np.array([], dtype=np.int64)).shape == (1, 0)
 
 
 @given(seed=SEED, queries=st.integers(0, 4), documents=st.integers(0, 4), dim=DIM)
