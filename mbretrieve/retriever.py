@@ -35,6 +35,7 @@ JOINT = 2  # tokens kept free in a window: text cut out of its surroundings may 
 FUSIONS = {"weighted": weighted_sum, "rrf": reciprocal_rank_fusion}
 LEXICAL_WEIGHT = 0.1  # see README, "How the ranking was chosen"
 DEPTH = 200  # candidates that each ranking gives to fusion, at least
+SURE = 8  # a search looks as far as it would for the best of an eighth of them
 MARKED_LINES = 3
 MARKED_SHARE = 0.5  # a line is marked if it has at least this share of the best line's score
 
@@ -399,7 +400,11 @@ class Retriever:
         thought worthless only because it was not fetched.
         """
         vectors = self.model.encode_queries(queries)
-        semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids)]
+        # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
+        effort = self.index.effort(max(1, depth // SURE))
+        semantic = [
+            _by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids, effort=effort)
+        ]
         lexical = [_by_id(found) for found in self.index.lexical(queries, depth, where=where, ids=ids)]
         missing = [words.keys() - meaning.keys() for meaning, words in zip(semantic, lexical, strict=True)]
         for meaning, found in zip(semantic, self.index.score(vectors, missing), strict=True):
