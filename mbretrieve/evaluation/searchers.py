@@ -47,7 +47,7 @@ class Bm25System:
 
 
 class LexicalSystem:
-    """The index's own search by words, FTS5: what ``--mode lexical`` and the lexical half of ``hybrid`` do."""
+    """The index's own search by words: what ``--mode lexical`` and the lexical half of ``hybrid`` do."""
 
     name = "lexical"
 
