@@ -21,7 +21,7 @@ from mbretrieve.evaluation.encoding import Metered, VectorFile
 from mbretrieve.evaluation.rerankers import Reranked, Reranker
 from mbretrieve.evaluation.runner import System
 from mbretrieve.evaluation.suites import Task
-from mbretrieve.index import Match
+from mbretrieve.index import Effort, Match
 from mbretrieve.retriever import LEXICAL_WEIGHT, Mode, Retriever, passage
 from mbretrieve.types import Document, Encoder, FloatArray, Hit, Kind, ModelIdentity, Progress, Searcher, Where
 
@@ -217,6 +217,7 @@ class _ExactIndex:
         *,
         where: Where | None = None,
         ids: Collection[str] | None = None,
+        effort: Effort | None = None,  # noqa: ARG002 - all of it
     ) -> list[list[Match]]:
         """Score every document of the corpus; a filter is nothing that an evaluation asks for."""
         if where is not None or ids is not None:
