@@ -124,7 +124,7 @@ class VectorStore:
         if self._segment is None:
             return
         segment, key = self._segment, self._segment_key
-        files = segment.finish()
+        files = segment.finish(self._memory)
         self._complete_segment(key, segment.name, segment.rows, segment.tokens, None, files)
         self._segment, self._segment_key = None, 0
 
