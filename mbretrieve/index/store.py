@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from mbretrieve.errors import DataError, IndexBusyError
-from mbretrieve.index.catalogue import Catalogue, checksum, damaged, put_meta, translated
+from mbretrieve.index.catalogue import BUSY_SECONDS, Catalogue, checksum, damaged, put_meta, translated
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.lock import writer_lock
 from mbretrieve.index.records import LAYOUTS, Entry, check_batch, check_document, check_text, stored_vectors, to_json
@@ -156,7 +156,11 @@ class Writer:
             self._commit()
         with translated(self._index):
             self._database.execute("VACUUM")
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # Without waiting: a reader of an earlier generation, often this process's own, keeps the log; the last to
+            # leave empties it.
+            self._database.execute("PRAGMA busy_timeout = 0")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._database.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
 
     def _commit(self) -> None:
         self._vectors.finish()
