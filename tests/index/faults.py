@@ -5,13 +5,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mbretrieve.index import Entry, MultiVectorIndex
+from tests.index.packed import tiny
 
 NOBODY = 65534
 
@@ -33,6 +36,31 @@ def make(path: Path, documents: int = 6) -> None:
             writer.set_source("s.py", {"size": 1})
             writer.set_settings({"a": [1]})
             writer.delete(["d1"])
+
+
+def make_packed(path: Path, documents: int = 6) -> None:
+    """What ``make`` makes, with more vectors: packed segments of several codebooks, and a raw one."""
+    with pytest.MonkeyPatch.context() as patch, MultiVectorIndex.create(path, 4, {"name": "m"}) as index:
+        tiny(patch)
+        for shift in range(4):
+            with index.writer() as writer:
+                first, last = shift * documents // 2, (shift + 1) * documents // 2
+                writer.add([packed_entry(i, i, "s.py" if shift > 1 else None) for i in range(first, last)])
+        with index.writer() as writer:
+            writer.add([entry(100, 1.5)])
+            writer.set_source("s.py", {"size": 1})
+            writer.set_settings({"a": [1]})
+            writer.delete(["d1"])
+        status = index.status()
+        assert 0 < status["packed_tokens"] < status["tokens"]
+
+
+def packed_entry(i: int, value: float, source: str | None = None, tokens: int = 30) -> Entry:
+    """A document of two windows of ``tokens`` vectors each, drawn for ``value``."""
+    random = np.random.default_rng(int(value))
+    plain = entry(i, value, source)
+    vectors = [(random.standard_normal((tokens, 4)) + window).astype(np.float32) for window in (i % 3, 2)]
+    return replace(plain, vectors=vectors)
 
 
 def everything(index: Any) -> Any:
