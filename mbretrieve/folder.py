@@ -19,6 +19,7 @@ from mbretrieve.corpus.records import SkipFile, Skipped, SourceFile, WalkOptions
 from mbretrieve.corpus.walk import walk
 from mbretrieve.errors import DataError
 from mbretrieve.index import DenseIndex, MultiVectorIndex
+from mbretrieve.index.store import MEMORY
 from mbretrieve.retriever import AddReport, Retriever, Session
 from mbretrieve.types import Progress
 
@@ -145,15 +146,16 @@ def sync(
     *,
     found: Changes | None = None,
     progress: Progress | None = None,
+    memory: int = MEMORY,
 ) -> SyncReport:
     """Bring an index up to date with its folders, those it has and ``roots``; roots and options are remembered.
 
-    ``found``: what ``changes`` just said, so that the folders are not walked twice. Killed half way, the next run goes
-    on.
+    ``found``: what ``changes`` just said, so that the folders are not walked twice. ``memory``: bytes to work in,
+    about, beside the model. Killed half way, the next run goes on.
     Raises: DataError if a root is not there; IndexBusyError if another process writes.
     """
     start = time.monotonic()
-    with retriever.writing(progress) as session:
+    with retriever.writing(progress, memory=memory) as session:
         covered = _with_roots(roots_of(retriever.index), roots)
         options = options or options_of(retriever.index)
         session.set_settings({ROOTS: {k: str(v) for k, v in covered.items()}, OPTIONS: asdict(options)})

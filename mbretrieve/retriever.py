@@ -19,22 +19,26 @@ import numpy as np
 from mbretrieve.errors import DataError, ModelError
 from mbretrieve.index import DenseIndex, Entry, Match, MultiVectorIndex, create_index, open_index
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
-from mbretrieve.index.store import Writer
+from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where
 
 Mode = Literal["hybrid", "semantic", "lexical"]
 Fusion = Literal["weighted", "rrf"]
 
 BATCH_TOKENS = 1 << 17  # encoded at a time: 64 MiB of float32 vectors at 128 dimensions
+BATCH_SHARE = 16  # of the memory for writing, at most: vectors are held as they were made, checked, and as float16
 BATCH_DOCUMENTS = 4096
 COMMIT_TOKENS = 1 << 20  # at most so much work, or so long, is lost when a run is killed
 COMMIT_SECONDS = 20.0
+SETTLE_TOKENS = 1 << 17  # a session that encoded fewer is no build
+SETTLE_SHARE = 8  # nor is one that encoded less than an eighth of the index: copying the rest would not be worth it
 OVERLAP = 8  # neighbouring windows share an eighth of their length, so that no sentence is only ever seen cut
 CONTEXT_SHARE = 4  # a context may take a quarter of each window
 JOINT = 2  # tokens kept free in a window: text cut out of its surroundings may tokenize a little longer
 FUSIONS = {"weighted": weighted_sum, "rrf": reciprocal_rank_fusion}
 LEXICAL_WEIGHT = 0.1  # see README, "How the ranking was chosen"
 DEPTH = 200  # candidates that each ranking gives to fusion, at least
+SURE = 8  # a search looks as far as it would for the best of an eighth of them
 MARKED_LINES = 3
 MARKED_SHARE = 0.5  # a line is marked if it has at least this share of the best line's score
 
@@ -58,10 +62,9 @@ class _Batch:
     finished: list[tuple[str, dict[str, Any], set[str] | None]] = field(default_factory=list)
     characters: int = 0
 
-    @property
-    def full(self) -> bool:
+    def full(self, tokens: int) -> bool:
         # Two characters a token is fewer than any natural text or code has: the bound holds before tokenizing.
-        return len(self.documents) >= BATCH_DOCUMENTS or self.characters >= 2 * BATCH_TOKENS
+        return len(self.documents) >= BATCH_DOCUMENTS or self.characters >= 2 * tokens
 
 
 def content_hash(document: Document) -> str:
@@ -106,8 +109,9 @@ class Session:
     Nothing that was committed is lost when the process dies; what was not is found missing, and done, by the next run.
     """
 
-    def __init__(self, retriever: "Retriever", writer: Writer, progress: Progress | None) -> None:
+    def __init__(self, retriever: "Retriever", writer: Writer, progress: Progress | None, memory: int) -> None:
         self._retriever, self._writer, self._progress = retriever, writer, progress
+        self._batch_tokens = min(BATCH_TOKENS, memory // (BATCH_SHARE * 4 * retriever.index.dim))
         self._batch = _Batch()
         self._seen: set[str] = set()
         self._uncommitted_tokens = 0
@@ -122,7 +126,7 @@ class Session:
         self._seen.add(document.id)
         self._batch.documents.append((document, source))
         self._batch.characters += len(document.text) + len(document.context)
-        if self._batch.full:
+        if self._batch.full(self._batch_tokens):
             self.flush()
 
     def set_settings(self, settings: dict[str, Any]) -> None:
@@ -185,6 +189,15 @@ class Session:
         self._uncommitted_tokens = 0
         self._committed_at = time.monotonic()
 
+    def settle(self) -> None:
+        """Bring segments together after much work: each costs every search a little."""
+        if self.report.tokens < SETTLE_TOKENS:
+            return
+        status = self._retriever.index.status()
+        if status["segments"] > 1 and SETTLE_SHARE * self.report.tokens >= status["tokens"]:
+            self._writer.compact()
+            self._retriever.index.refresh()
+
     def _encode(self, documents: Sequence[tuple[Document, str | None]], hashes: dict[str, str]) -> int:
         if not documents:
             return 0
@@ -231,13 +244,14 @@ class Retriever:
         self._loading = loading
 
     @classmethod
-    def create(cls, path: str | Path, model: Encoder) -> Self:
+    def create(cls, path: str | Path, model: Encoder, *, bits: int | None = None) -> Self:
         """Make an index folder at ``path`` for ``model``'s vectors.
 
-        Raises: DataError if there is already something at ``path``.
+        bits: of a dimension of a vector, once there are enough of them to be packed: 1, 2, 4 or 8; of late interaction
+        only. Raises: DataError if there is already something at ``path``, or for other bits.
         """
         identity = model.identity
-        return cls(create_index(Path(path), identity.kind, identity.dim, asdict(identity)), model)
+        return cls(create_index(Path(path), identity.kind, identity.dim, asdict(identity), bits=bits), model)
 
     @classmethod
     def open(cls, path: str | Path, model: Encoder | None = None, **loading: Any) -> Self:
@@ -318,7 +332,9 @@ class Retriever:
             result.append((context, cut(offsets[own:] - shift, 0, len(document.text), room)))
         return result
 
-    def add(self, documents: Iterable[Document], *, progress: Progress | None = None) -> AddReport:
+    def add(
+        self, documents: Iterable[Document], *, progress: Progress | None = None, memory: int = MEMORY
+    ) -> AddReport:
         """Add documents, or put them in the place of those with their ids; read as a stream, committed as it goes.
 
         A document equal to the one stored is left alone; one whose text and context are already in the index is not
@@ -326,7 +342,7 @@ class Retriever:
         Raises: DataError for an id that comes twice or metadata that is not a string, number or boolean;
         IndexBusyError if another process writes, or the disk cannot be written.
         """
-        with self.writing(progress) as session:
+        with self.writing(progress, memory=memory) as session:
             for document in documents:
                 session.add(document)
         return session.report
@@ -338,14 +354,18 @@ class Retriever:
         return session.removed
 
     @contextmanager
-    def writing(self, progress: Progress | None = None) -> Iterator[Session]:
-        """Hold the writer's lock for a session, which is flushed and committed at the end, unless an error ended it."""
-        with self.index.writer() as writer:
+    def writing(self, progress: Progress | None = None, *, memory: int = MEMORY) -> Iterator[Session]:
+        """Hold the writer's lock for a session, which is flushed and committed at the end, unless an error ended it.
+
+        memory: bytes to work in, about, beside the model.
+        """
+        with self.index.writer(memory) as writer:
             self.index.refresh()
-            session = Session(self, writer, progress)
+            session = Session(self, writer, progress, memory)
             yield session
             session.flush()
             session.commit()
+            session.settle()
 
     def search(
         self,
@@ -399,7 +419,9 @@ class Retriever:
         thought worthless only because it was not fetched.
         """
         vectors = self.model.encode_queries(queries)
-        semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids)]
+        # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
+        effort = self.index.effort(max(1, depth // SURE))
+        semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids, effort=effort)]
         lexical = [_by_id(found) for found in self.index.lexical(queries, depth, where=where, ids=ids)]
         missing = [words.keys() - meaning.keys() for meaning, words in zip(semantic, lexical, strict=True)]
         for meaning, found in zip(semantic, self.index.score(vectors, missing), strict=True):

@@ -54,7 +54,7 @@ class CompressedTokens(NamedTuple):
         _, groups, _, width = self.residuals.shape
         parts = query.view(len(query), groups, width).permute(1, 2, 0)  # (groups, width, I)
         products = torch.from_numpy(self.residuals) @ parts  # (stages, groups, 256, I)
-        scores = torch.cat([products.view(-1, len(query)), coarse.T])
+        scores = torch.cat([products.flatten(0, 2), coarse.T])
         first_entries = self._first_entries()
         first_centroid = len(scores) - len(self.centroids)
 

@@ -39,6 +39,7 @@ class Choice:
     cut: bool
     query_length: int | None
     document_length: int | None
+    bits: int | None
     rerank: str | None
     rerank_kind: RerankKind
 
@@ -66,6 +67,11 @@ class Choice:
     type=click.IntRange(min=1),
     metavar="N",
     help="Tokens of a document or window. Default: the task's, or the model's if that is lower.",
+)
+@click.option(
+    "--bits",
+    type=click.Choice(["1", "2", "4", "8"]),
+    help="Of each dimension of a token's vector, where the index is large enough to be packed. Default: 2.",
 )
 @click.option("--rerank", metavar="MODEL", help="Rank the first 100 of each query anew with this model.")
 @click.option(
@@ -95,6 +101,7 @@ def command(
     cut: bool,
     query_length: int | None,
     document_length: int | None,
+    bits: Literal["1", "2", "4", "8"] | None,
     rerank: str | None,
     rerank_kind: RerankKind,
     output: Path,
@@ -125,7 +132,20 @@ def command(
 
     wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     chosen = suites.get(suite, wanted)
-    choice = Choice(model, kind, device, dtype, mode, exact, cut, query_length, document_length, rerank, rerank_kind)
+    choice = Choice(
+        model=model,
+        kind=kind,
+        device=device,
+        dtype=dtype,
+        mode=mode,
+        exact=exact,
+        cut=cut,
+        query_length=query_length,
+        document_length=document_length,
+        bits=int(bits) if bits else None,
+        rerank=rerank,
+        rerank_kind=rerank_kind,
+    )
     system = _system(choice)
     options = runner.Options(
         output=output,
@@ -153,6 +173,8 @@ def _system(choice: Choice) -> "System":
     system: System
     if choice.model == "bm25" and choice.mode in ("semantic", "hybrid"):
         raise DataError(f"--model bm25 knows no --mode {choice.mode}: leave --mode out, or name an encoder")
+    if choice.bits and (choice.model == "bm25" or choice.mode == "lexical" or choice.kind == "dense"):
+        raise DataError(f"--bits {choice.bits} is of late interaction's vectors, and there are none: leave --bits out")
     if choice.mode == "lexical" and choice.model != "bm25":
         system = searchers.LexicalSystem()
     elif choice.model == "bm25":
@@ -167,6 +189,7 @@ def _system(choice: Choice) -> "System":
             cut=choice.cut,
             query_length=choice.query_length,
             document_length=choice.document_length,
+            bits=choice.bits,
         )
     if choice.rerank is None:
         return system

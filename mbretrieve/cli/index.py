@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from mbretrieve.cli.indexing import summary, update
+from mbretrieve.cli.indexing import Build, summary, update
 from mbretrieve.cli.options import ModelChoice, exclude_option, include_option, index_option, model_options
 from mbretrieve.cli.printable import printable
+from mbretrieve.cli.sizes import parse_memory
 from mbretrieve.cli.target import existing
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     "--max-bytes", type=click.IntRange(min=1), metavar="N", help="Leave out larger files. Default: by format."
 )
 @click.option("--unit", type=click.Choice(["document", "section"]), help="Cut text by file or by section (default).")
+@click.option(
+    "--bits",
+    type=click.Choice(["1", "2", "4", "8"]),
+    help="Keep so many of each dimension of a token's vector, once there are many. Default: 2. Fixed once indexed.",
+)
+@click.option("--memory", metavar="SIZE", help="Work in so much beside the model. Default: 2GiB.")
 @click.option("--show-skipped", is_flag=True, help="Say what was left out: some names for each reason.")
 def command(
     paths: tuple[Path, ...],
@@ -40,6 +47,8 @@ def command(
     secrets: bool | None,
     max_bytes: int | None,
     unit: Literal["document", "section"] | None,
+    bits: Literal["1", "2", "4", "8"] | None,
+    memory: str | None,
     show_skipped: bool,
 ) -> None:
     """Index folders or files, or bring their indexes up to date.
@@ -54,6 +63,7 @@ def command(
     """
     from mbretrieve.folder import default_index
 
+    build = Build(bits=int(bits) if bits else None, memory=parse_memory(memory) if memory else None)
     for path in paths:
         existing(path)
     chosen = {
@@ -68,7 +78,7 @@ def command(
     choice = ModelChoice(model, kind, device, dtype)
     for roots in [paths] if index else [(path,) for path in paths]:
         place = index or default_index(roots[0])
-        report = update(place, roots, walking, choice)
+        report = update(place, roots, walking, choice, build)
         click.echo(printable(f"indexed {', '.join(map(str, roots))} in {place}"))
         for line in summary(report):
             click.echo(f"  {line}")

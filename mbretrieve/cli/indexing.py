@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from mbretrieve.types import Encoder
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """How an index is built: bits of a dimension of a packed vector, bytes to work in; None: as the index has them, and
+    as writers are used to."""
+
+    bits: int | None = None
+    memory: int | None = None
+
+
 NEW, OLD = "new", "old"  # what an index is called beside its place while another model takes over
 
 
@@ -27,12 +37,14 @@ def say(message: str) -> None:
     click.echo(f"mbretrieve: {printable(message)}", err=True)
 
 
-def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: ModelChoice) -> "SyncReport":
+def update(
+    index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: ModelChoice, build: Build = Build()
+) -> "SyncReport":
     """Make the index of ``roots`` if there is none, else bring it up to date; with another model, make it again.
 
     walking: the fields of ``WalkOptions`` that were chosen; the others stay as the index has them. No model is loaded
-    where nothing is to be encoded. Raises: DataError if there is nothing to index; ModelError, IndexFormatError,
-    IndexBusyError as their names say.
+    where nothing is to be encoded. Raises: DataError if there is nothing to index, or the index has other bits;
+    ModelError, IndexFormatError, IndexBusyError as their names say.
     """
     from dataclasses import replace
 
@@ -44,17 +56,19 @@ def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: 
 
     _finish_swap(index)
     if not (index / FILE).exists():
-        return _make(index, roots, WalkOptions(**walking), choice)
+        return _make(index, roots, WalkOptions(**walking), choice, build)
     with Retriever.open(index, **choice.loading) as retriever:
         options = replace(options_of(retriever.index), **walking)
         covered = roots_of(retriever.index)
         found: Changes | None = None
+        held, held_bits = retriever.identity, retriever.status()["bits"]
+        if not (choice.name or choice.kind):
+            _check_bits(index, held_bits, build)
         if {root.resolve() for root in roots} <= set(covered.values()):
             found = changes(retriever.index, covered, options)
             if not (choice.name or choice.kind) and not found.count:
                 return sync_with_bars(retriever, roots, options, found)
-        model = choice.load(retriever.identity)
-        held = retriever.identity
+        model = choice.load(held)
     try:
         retriever = Retriever.open(index, model)
     except ModelError:
@@ -63,9 +77,12 @@ def update(index: Path, roots: Sequence[Path], walking: dict[str, Any], choice: 
             f"{index} holds vectors of {held.name} ({held.kind}): indexing again with {model.identity.name} "
             f"({model.identity.kind})"
         )
-        return _make_again(index, [*covered.values(), *roots], options, model, said)
+        if build.bits is None and model.identity.kind == held.kind:
+            build = replace(build, bits=held_bits)
+        return _make_again(index, [*covered.values(), *roots], options, model, said, build)
     with retriever:
-        report = sync_with_bars(retriever, roots, options, found)
+        _check_bits(index, held_bits, build)
+        report = sync_with_bars(retriever, roots, options, found, build.memory)
     with writer_lock(index):
         remove(_beside(index, NEW))  # what a run with another model left, if one was given up
     return report
@@ -76,19 +93,31 @@ def sync_with_bars(
     roots: Sequence[Path] = (),
     options: "WalkOptions | None" = None,
     found: "Changes | None" = None,
+    memory: int | None = None,
 ) -> "SyncReport":
     """Do ``folder.sync``, with progress bars for a person to see."""
     from mbretrieve.folder import sync
+    from mbretrieve.index.store import MEMORY
 
     bars = progress_bars()
     try:
-        return sync(retriever, roots, options, found=found, progress=bars)
+        return sync(retriever, roots, options, found=found, progress=bars, memory=memory or MEMORY)
     finally:
         if bars is not None:
             bars.finish()
 
 
-def _make(index: Path, roots: Sequence[Path], options: "WalkOptions", choice: ModelChoice) -> "SyncReport":
+def _check_bits(index: Path, held: int | None, build: Build) -> None:
+    if build.bits not in (None, held):
+        has = "keeps vectors as they are" if held is None else f"has {held} bits a dimension"
+        raise DataError(
+            f"{index} {has}, not {build.bits} bits: leave --bits out, name a new place with --index, or delete it first"
+        )
+
+
+def _make(
+    index: Path, roots: Sequence[Path], options: "WalkOptions", choice: ModelChoice, build: Build
+) -> "SyncReport":
     from mbretrieve.corpus.records import Skipped
     from mbretrieve.corpus.walk import walk
     from mbretrieve.retriever import Retriever
@@ -98,8 +127,8 @@ def _make(index: Path, roots: Sequence[Path], options: "WalkOptions", choice: Mo
         raise _nothing(roots, skipped)  # said before a model is loaded and a folder made
     model = choice.load()
     _make_parents(index)
-    with Retriever.create(index, model) as retriever:
-        report = sync_with_bars(retriever, roots, options)
+    with Retriever.create(index, model, bits=build.bits) as retriever:
+        report = sync_with_bars(retriever, roots, options, memory=build.memory)
         empty = not retriever.status()["documents"]
     if empty:
         remove(index)
@@ -125,7 +154,7 @@ def _make_parents(index: Path) -> None:
 
 
 def _make_again(
-    index: Path, roots: Sequence[Path], options: "WalkOptions", model: "Encoder", said: str
+    index: Path, roots: Sequence[Path], options: "WalkOptions", model: "Encoder", said: str, build: Build
 ) -> "SyncReport":
     """Build beside the old index and change places at the end: until then the old one answers, a kill loses nothing."""
     from mbretrieve.index.lock import writer_lock
@@ -134,8 +163,8 @@ def _make_again(
     beside = _beside(index, NEW)
     with writer_lock(index):  # nobody may add to what is about to go
         say(said)
-        with _resume(beside, model) or Retriever.create(beside, model) as retriever:
-            report = sync_with_bars(retriever, roots, options)
+        with _resume(beside, model, build.bits) or Retriever.create(beside, model, bits=build.bits) as retriever:
+            report = sync_with_bars(retriever, roots, options, memory=build.memory)
         try:
             index.rename(_beside(index, OLD))
             beside.rename(index)
@@ -160,17 +189,22 @@ def _refuse_others(index: Path, model: "Encoder") -> None:
         )
 
 
-def _resume(beside: Path, model: "Encoder") -> "Retriever | None":
-    """Open what an interrupted run with the same model left, or clear the place."""
+def _resume(beside: Path, model: "Encoder", bits: int | None) -> "Retriever | None":
+    """Open what an interrupted run with the same model and bits left, or clear the place."""
     from mbretrieve.retriever import Retriever
 
     if not beside.exists():
         return None
     try:
-        return Retriever.open(beside, model)
+        retriever = Retriever.open(beside, model)
     except (ModelError, IndexFormatError):
         remove(beside)
         return None
+    if bits in (None, retriever.status()["bits"]):
+        return retriever
+    retriever.close()
+    remove(beside)
+    return None
 
 
 def _beside(index: Path, what: str) -> Path:

@@ -10,6 +10,7 @@ import click
 from mbretrieve.cli.indexing import say
 from mbretrieve.cli.options import index_option, json_option
 from mbretrieve.cli.printable import printable
+from mbretrieve.cli.sizes import human_size
 from mbretrieve.cli.target import Target, command_that_indexes, find, no_index, require
 from mbretrieve.errors import DataError, MbretrieveError
 
@@ -24,9 +25,10 @@ def command(path: Path | None, index: Path | None, as_json: bool) -> None:
     The index is that of PATH (the current folder) or the one named. Where the current folder has no index, all indexes
     in your cache folder are listed.
 
-    --json prints {"index", "roots", "documents", "files", "tokens", "segments", "bytes", "model", "generation",
-    "updated", "changed_files"}, or a list of these; changed_files is null where it was not looked for, in a list, or
-    could not be.
+    --json prints {"index", "roots", "documents", "files", "tokens", "segments", "bytes", "bytes_per_token", "bits",
+    "lists", "model", "generation", "updated", "changed_files"}, or a list of these; changed_files is null where it was
+    not looked for, in a list, or could not be. bytes_per_token is of segments and codebooks; bits are null and lists
+    empty where vectors are kept as they came.
     """
     target = find(path, index)
     if target is None and (path is not None or index is not None):
@@ -63,6 +65,9 @@ def describe(index: Path, look: bool) -> dict[str, Any]:
             "tokens": status["tokens"],
             "segments": status["segments"],
             "bytes": status["bytes"]["total"],
+            "bytes_per_token": status["bytes_per_token"],
+            "bits": status["bits"] if status["packed_tokens"] else None,
+            "lists": status["lists"],
             "model": opened.identity,
             "generation": opened.generation,
             "updated": _updated(index).isoformat(timespec="seconds"),
@@ -96,7 +101,9 @@ def _spelled(record: dict[str, Any], target: Target) -> dict[str, str]:
         "documents": f"{record['documents']:,}",
         "tokens": f"{record['tokens']:,}",
         "segments": f"{record['segments']:,}",
-        "size": human_size(record["bytes"]),
+        "size": f"{human_size(record['bytes'])}; vectors {record['bytes_per_token']} bytes per token",
+        "bits": f"{record['bits']} a dimension" if record["bits"] else "16 a dimension: vectors as they came",
+        "lists": ", ".join(f"{count:,}" for count in record["lists"]) or "none: every vector is compared",
         "generation": f"{record['generation']:,}",
         "model": f"{model['name']} ({model['kind']}, {model['dim']} dimensions)",
     }
@@ -121,13 +128,3 @@ def _list_all(as_json: bool) -> None:
         click.echo(printable(f"{covers}: {record['documents']:,} documents, {size}, updated {record['updated']}"))
     if not records:
         require(None, None)
-
-
-def human_size(size: int) -> str:
-    """Spell a number of bytes: 17.0 MB."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -29,8 +29,9 @@ class TaskResult:
     ``metrics`` are the means over queries or, where the task has ``parts``, over the parts' means, which those are;
     ``exact_metrics`` are the same for exact search, empty where not asked for. ``per_query`` is the headline
     ``metric`` by query id, "part/query" where there are parts. ``timing`` has seconds ``encode``, ``index`` and
-    ``search``, ``tokens_per_second``, and ``p50_ms`` and ``p95_ms`` a query; ``index`` has ``bytes``, ``documents``
-    and ``recall@10`` against exact search. ``provenance`` tells what made the figures: versions, model, data, device.
+    ``search``, ``tokens_per_second``, and ``p50_ms`` and ``p95_ms`` a query; ``index`` has ``bytes``, of
+    vectors and codebooks, ``catalogue_bytes`` beside them, ``documents`` and ``recall@10`` against exact search.
+    ``provenance`` tells what made the figures: versions, model, data, device.
     """
 
     task: str

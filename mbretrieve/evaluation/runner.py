@@ -323,7 +323,7 @@ def _timing(figures: Sequence[_Figures]) -> dict[str, float]:
 def _index(figures: Sequence[_Figures]) -> dict[str, Any]:
     index: dict[str, Any] = {
         name: sum(one.report[name] for one in figures)
-        for name in ("bytes", "documents", "windows", "tokens")
+        for name in ("bytes", "catalogue_bytes", "documents", "windows", "tokens")
         if all(name in one.report for one in figures)
     }
     agreements = [one.agreement for one in figures if one.agreement is not None]

@@ -21,7 +21,8 @@ from mbretrieve.evaluation.encoding import Metered, VectorFile
 from mbretrieve.evaluation.rerankers import Reranked, Reranker
 from mbretrieve.evaluation.runner import System
 from mbretrieve.evaluation.suites import Task
-from mbretrieve.index import Match
+from mbretrieve.index import Effort, Match
+from mbretrieve.index.multivector import DEFAULT_BITS
 from mbretrieve.retriever import LEXICAL_WEIGHT, Mode, Retriever, passage
 from mbretrieve.types import Document, Encoder, FloatArray, Hit, Kind, ModelIdentity, Progress, Searcher, Where
 
@@ -73,8 +74,9 @@ class EncoderSystem:
 
     Lengths are the task's, see `lengths`; ``query_length`` and ``document_length`` override them. With ``cut``,
     documents are cut at their length as in published protocols; without, they are searched window by window. With
-    ``exact``, vectors are kept beside the index while a task runs, for the exact twin. ``load`` is
-    `models.load_encoder` with its device and dtype. Raises: ModelError.
+    ``exact``, vectors are kept beside the index while a task runs, for the exact twin. ``bits`` are a dimension's in a
+    late-interaction index that is large enough to be packed. ``load`` is `models.load_encoder` with its device and
+    dtype. Raises: ModelError.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class EncoderSystem:
         cut: bool = False,
         query_length: int | None = None,
         document_length: int | None = None,
+        bits: int | None = None,
     ) -> None:
         self._load, self._kind, self._model, self._mode = load, kind, model, mode
+        self._bits = DEFAULT_BITS if bits is None and kind == "colbert" else bits
         self._exact, self._cut, self._query_length, self._document_length = exact, cut, query_length, document_length
         self._encoder = load(kind, model)
         identity: ModelIdentity = self._encoder.identity
@@ -98,9 +102,13 @@ class EncoderSystem:
 
     @property
     def name(self) -> str:
-        """The model's name, its kind, and the mode and the cut where they are not the usual ones."""
-        extras = ["hybrid"] if self._mode == "hybrid" else []
-        return "-".join([label(self._encoder.identity.name), self._kind, *extras, *(["cut"] if self._cut else [])])
+        """The model's name, its kind, and the mode, the cut and the bits where they are not the usual ones."""
+        unusual = {
+            "hybrid": self._mode == "hybrid",
+            "cut": self._cut,
+            f"{self._bits}bit": self._bits not in (None, DEFAULT_BITS),
+        }
+        return "-".join([label(self._encoder.identity.name), self._kind, *(name for name, so in unusual.items() if so)])
 
     def lengths(self, task: Task) -> Lengths:
         """Return the lengths for a task.
@@ -113,10 +121,11 @@ class EncoderSystem:
         return Lengths(query, self._document_length or min(task.document_length or own, own))
 
     def describe(self, task: Task) -> dict[str, Any]:
-        """The model's identity, lengths, number format and mode."""
+        """The model's identity, lengths, number format, the index's bits and the mode."""
         encoder = self._for(task)
         identity = asdict(encoder.identity)
         return {
+            **({} if self._bits is None else {"bits": self._bits}),
             "system": self._kind,
             "model": identity | {"name": label(identity["name"], "/")},
             "beyond_length": "cut" if self._cut else "windows",
@@ -129,7 +138,8 @@ class EncoderSystem:
         """Encode and index a corpus, or go on with what an interrupted run left in the folder."""
         encoder = self._for(task)
         kept = VectorFile(folder / "vectors", encoder.dim) if self._exact else None
-        return _built(Metered(encoder, cut=self._cut, kept=kept), self._mode, corpus, folder, progress, kept)
+        metered = Metered(encoder, cut=self._cut, kept=kept)
+        return _built(metered, self._mode, corpus, folder, progress, kept, self._bits)
 
     def _for(self, task: Task) -> Any:
         """Return the encoder at a task's lengths: the loaded one if it has them."""
@@ -183,10 +193,16 @@ class RetrieverSearcher:
         return self._retriever.search(queries, k, mode=self._mode)
 
     def report(self) -> dict[str, Any]:
-        """Return seconds by phase, tokens encoded, bytes of the index, documents and windows."""
+        """Return seconds by phase, tokens encoded, documents and windows, and bytes.
+
+        Those of vectors and codebooks, and beside them the catalogue's, which is texts, metadata and words; by words
+        alone the catalogue is the index.
+        """
         status = self._retriever.status()
-        sizes = {"bytes": status["bytes"]["total"], **{name: status[name] for name in ("documents", "windows")}}
-        return self._cost | sizes
+        catalogue = status["bytes"]["catalogue"]
+        vectors = status["bytes"]["total"] - catalogue
+        sizes = {"bytes": catalogue} if self._mode == "lexical" else {"bytes": vectors, "catalogue_bytes": catalogue}
+        return self._cost | sizes | {name: status[name] for name in ("documents", "windows")}
 
     def exact_twin(self) -> Searcher:
         """Return the same search over every vector; by words alone that is itself.
@@ -217,18 +233,29 @@ class _ExactIndex:
         *,
         where: Where | None = None,
         ids: Collection[str] | None = None,
+        effort: Effort | None = None,  # noqa: ARG002 - every document is scored
     ) -> list[list[Match]]:
         """Score every document of the corpus; a filter is nothing that an evaluation asks for."""
         if where is not None or ids is not None:
             raise ValueError("exact search of an evaluation ranks the whole corpus, without a filter")
-        kind = self._retriever.identity.kind
+        return self._ranked(queries, self._corpus, k)
+
+    def score(self, queries: Sequence[FloatArray], ids: Sequence[Collection[str]]) -> list[list[Match]]:
+        """Score for each query the documents named for it."""
+        corpus = {document.id: document for document in self._corpus}
+        return [
+            self._ranked([query], [corpus[id] for id in sorted(some)], max(1, len(some)))[0]
+            for query, some in zip(queries, ids, strict=True)
+        ]
+
+    def _ranked(self, queries: Sequence[FloatArray], corpus: Sequence[Document], k: int) -> list[list[Match]]:
         rows = [np.atleast_2d(query) for query in queries]
-        found = exact.search(kind, rows, exact.grouped(self._documents()), k)
+        found = exact.search(self._retriever.identity.kind, rows, exact.grouped(self._documents(corpus)), k)
         return [[Match(id, score, -1, (0, 0)) for id, score in ranking] for ranking in found]
 
-    def _documents(self) -> Any:
-        for first in range(0, len(self._corpus), _EXACT_DOCUMENTS):
-            some = self._corpus[first : first + _EXACT_DOCUMENTS]
+    def _documents(self, corpus: Sequence[Document]) -> Any:
+        for first in range(0, len(corpus), _EXACT_DOCUMENTS):
+            some = corpus[first : first + _EXACT_DOCUMENTS]
             for document, (context, spans) in zip(some, self._retriever.windows(some), strict=True):
                 texts = [passage(context, document.text[start:end]) for start, end in spans]
                 self._retriever.model.encode_documents([text for text in texts if text not in self._kept])
@@ -267,9 +294,10 @@ def _built(
     folder: Path,
     progress: Progress | None,
     kept: VectorFile | None,
+    bits: int | None = None,
 ) -> RetrieverSearcher:
     """Index a corpus in a folder, going on with what is there if it is this encoder's."""
-    retriever = _opened(folder / "index", cast(Encoder, encoder))
+    retriever = _opened(folder / "index", cast(Encoder, encoder), bits)
     before = len(retriever.index)
     ledger = folder / "cost.json"
     spent: dict[str, float] = json.loads(ledger.read_text()) if ledger.is_file() else {}
@@ -299,11 +327,11 @@ def _documents(retriever: Retriever) -> int:
     return len(retriever.index)
 
 
-def _opened(place: Path, encoder: Encoder) -> Retriever:
+def _opened(place: Path, encoder: Encoder, bits: int | None) -> Retriever:
     if place.exists():
         try:
             return Retriever.open(place, encoder)
         except (IndexFormatError, ModelError, DataError):  # begun by something else, or damaged when it was killed
             shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    return Retriever.create(place, encoder)
+    return Retriever.create(place, encoder, bits=bits)

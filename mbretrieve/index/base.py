@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
+from mbretrieve.index import plan
 from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, Integers, checksum, create_catalogue, damaged
 from mbretrieve.index.files import folder_bytes
 from mbretrieve.index.lexical import search_words
@@ -201,6 +202,11 @@ class VectorIndex(ABC):
                 found = self._candidates(view, some, positions, documents, k, effort)
             results += _matches(catalogue, view, [view.best(one, documents, k) for one in found], k)
         return results
+
+    def effort(self, k: int) -> Effort:
+        """Return how far ``search`` goes for the best ``k`` documents if it is not told."""
+        _, view = self._snapshot()
+        return plan.effort(view.packed_tokens, k)
 
     def score(
         self, queries: Sequence[NDArray[Any]] | NDArray[Any], ids: Sequence[Collection[str]]

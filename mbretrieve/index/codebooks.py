@@ -197,9 +197,9 @@ def _read(path: Path, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArra
     """Read a file of finite numbers of a shape, None standing for any length but 0."""
     try:
         # Mapped first: an array larger than its file is then refused, not allocated.
-        array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(path, str(error)) from None
+        array = np.array(np.lib.format.open_memmap(path, mode="r"))
+    except (OSError, ValueError, OverflowError) as error:
+        raise _damaged(path, str(error).partition("\n")[0]) from None
     if array.dtype != np.dtype(dtype).newbyteorder("<") or array.ndim != len(shape):
         raise _damaged(path, f"it holds {array.dtype} {array.shape}")
     if not array.size or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):

@@ -78,22 +78,24 @@ class MultiVectorIndex(VectorIndex):
         k: int,
         effort: Effort | None,
     ) -> list[Found]:
-        packed = positions[view.is_packed[view.segment[positions]]]
-        effort = effort or plan.effort(view.packed_tokens, k)
-        if not len(packed) or self._is_small(view, packed, queries, effort):
+        here = view.is_packed[view.segment[positions]]
+        packed, raw = positions[here], positions[~here]
+        planned = effort or plan.effort(view.packed_tokens, k)
+        if not len(packed) or self._is_small(view, packed, queries, planned):
             return [Found(positions, scores) for scores in self._score_windows(view, queries, positions)]
-        raw = positions[~view.is_packed[view.segment[positions]]]
         beside = self._score_windows(view, queries, raw)
         selected = None if len(packed) == view.packed_windows else _selected(view, packed)
+        enough = min(k, len(documents))
         found: list[Found] = []
         for first, last in _groups(queries):
-            some = queries[first:last]
-            for scores, at in zip(beside[first:last], self._nearest(view, some, effort, selected), strict=True):
-                found.append(_joined(Found(raw, scores), at))
-        enough = min(k, len(documents))
-        for i, one in enumerate(found):
-            if len(one.positions) < len(positions) and _owned(view, one, documents) < enough:
-                found[i] = Found(positions, self._score_windows(view, [queries[i]], positions)[0])
+            nearest = self._nearest(view, queries[first:last], planned, selected)
+            for query, scores, near in zip(queries[first:last], beside[first:last], nearest, strict=True):
+                one = _joined(Found(raw, scores), near)
+                # What was asked for is not there although it exists; unless the caller wanted to look no further.
+                limited = effort is not None and len(near.positions) == planned.rescore
+                if len(one.positions) < len(positions) and not limited and _owned(view, one, documents) < enough:
+                    one = Found(positions, self._score_windows(view, [query], positions)[0])
+                found.append(one)
         return found
 
     def _is_small(self, view: View, packed: Integers, queries: list[Floats], effort: Effort) -> bool:

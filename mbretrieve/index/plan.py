@@ -36,20 +36,25 @@ class Row(NamedTuple):
     effort: Effort
 
 
-# eval/bench/index_scale.py measures it.
 TABLE = (
-    Row(1 << 21, Effort(probes=16, tokens=512, rescore=100)),
-    Row(1 << 24, Effort(probes=16, tokens=768, rescore=100)),
-    Row(1 << 62, Effort(probes=16, tokens=1024, rescore=128)),
+    Row(1 << 21, Effort(probes=32, tokens=1024, rescore=200)),
+    Row(1 << 24, Effort(probes=32, tokens=1024, rescore=200)),
+    Row(1 << 62, Effort(probes=32, tokens=1024, rescore=200)),
 )
+"""Measured by eval/bench/index_scale.py. More tokens without more lists make the ranking of candidates worse: what was
+not found then counts as what lies at the bottom of the lists."""
 
 
 def effort(tokens: int, k: int) -> Effort:
     """Return how far to search an index of ``tokens`` packed tokens for the best ``k`` documents."""
-    row = next(row for row in TABLE if tokens <= row.tokens)
-    least = row.effort
-    # To return k documents more than k have to be looked at: candidates are ranked by an estimate.
-    return Effort(least.probes, max(least.tokens, 4 * k), max(least.rescore, 2 * k))
+    least = next(row.effort for row in TABLE if tokens <= row.tokens)
+    # Candidates are ranked by an estimate: to find the best k, more of them have to be scored.
+    rescore = min(8 * k, 2 * k + 1200)
+    return Effort(
+        least.probes * (2 if rescore > 2 * least.rescore else 1),
+        max(least.tokens, 2 * rescore),
+        max(least.rescore, rescore),
+    )
 
 
 def lists(tokens: int) -> int:

@@ -302,3 +302,8 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.returncode == 0
     for option in ("--suite", "--tasks", "--data-dir", "--model", "--kind", "--mode", "--exact", "--output", "--list"):
         assert option in done.stdout
+
+
+def test_bits_of_what_has_none_are_refused(data: Path, mbretrieve: Command) -> None:
+    for arguments in (["--model", "bm25"], ["--mode", "lexical"], ["--kind", "dense"]):
+        assert "leave --bits out" in one_line(mbretrieve("eval", "--suite", data, "--bits", 4, *arguments))

@@ -17,6 +17,7 @@ from mbretrieve.evaluation.report import TaskResult, read_result
 from mbretrieve.evaluation.rerankers import CrossEncoder
 from mbretrieve.evaluation.suites import Part, Suite, Task
 from mbretrieve.evaluation.trec import read_run
+from mbretrieve.index import plan
 from mbretrieve.models import load_encoder
 from mbretrieve.scoring import maxsim
 from mbretrieve.types import Document, Hit, Progress, Searcher
@@ -209,6 +210,24 @@ def test_windows_modes_and_a_kept_index(kind: str, task: Task, tmp_path: Path) -
     assert len(list(indexes.iterdir())) == 1
     assert semantic.index["windows"] > semantic.index["documents"]
     assert not hybrid.notes
+
+
+@pytest.mark.parametrize("mode", ["semantic", "hybrid"])
+def test_a_packed_index_is_held_against_the_model_s_vectors(
+    mode: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retriever, "DEPTH", 20)  # so that words find documents that meaning does not
+    wanted = run(task, system(mode=mode, exact=True), tmp_path, exact=True)
+    monkeypatch.setattr(plan, "EXACT_TOKENS", 1000)
+    result = run(task, system(mode=mode, exact=True, bits=1), tmp_path, exact=True)
+    assert result.model.endswith("-1bit")
+    assert result.provenance["system"]["bits"] == 1
+    assert wanted.provenance["system"]["bits"] == 2
+    assert result.metrics != wanted.metrics, "one bit a dimension is not enough"
+    assert result.index["recall@10"] < 1
+    assert result.exact_metrics == wanted.exact_metrics
+    assert result.index["bytes"] < wanted.index["bytes"], "packed vectors"
+    assert result.index["catalogue_bytes"] > 0
 
 
 def test_words_alone_are_two_systems_under_two_names(task: Task, tmp_path: Path) -> None:

@@ -231,7 +231,9 @@ ARRAYS = ["rotation", "centroids", "residuals", "products", "error"]
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "header", "nan", "shape", "type", "huge", "object"])
+@pytest.mark.parametrize(
+    "damage", ["gone", "empty", "cut", "header", "nan", "shape", "type", "huge", "vast", "long", "zip", "object"]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, trained: dict[int, Codebook], name: str, damage: str) -> None:
     save_codebook(tmp_path, trained[4])
     path = tmp_path / f"{name}.npy"
@@ -252,9 +254,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, trained: dict[int, Codebook], n
             np.save(path, array[..., None])
         case "type":
             np.save(path, array.astype(np.float16))
-        case "huge":
-            text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 50},), }}".ljust(117).encode() + b"\n"
-            path.write_bytes(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text + whole[128:])
+        case "huge" | "vast" | "long":  # more bytes than there are, than a file can have; a header no one would write
+            count, length = {"huge": (1 << 50, 118), "vast": (1 << 70, 118), "long": (1, 20_000)}[damage]
+            text = (
+                f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count},), }}".ljust(length - 1).encode() + b"\n"
+            )
+            path.write_bytes(b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text + whole[128:])
+        case "zip":
+            path.write_bytes(b"PK\x03\x04" + whole[4:])
         case "object":
             np.save(path, np.array([{}]), allow_pickle=True)
     with pytest.raises(IndexFormatError, match=f"{name}.npy") as caught:
