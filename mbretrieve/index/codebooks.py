@@ -172,8 +172,11 @@ def save_codebook(folder: Path, codebook: Codebook) -> list[str]:
 
 
 def load_codebook(folder: Path) -> Codebook:
-    """Read a codebook into memory. Raises: IndexFormatError naming the file that is missing, cut short, or does not
-    hold what it must."""
+    """Read a codebook into memory.
+
+    Raises: FileNotFoundError, for who reads an index may only have come too late; IndexFormatError naming the file that
+    is cut short or does not hold what it must.
+    """
     rotation = _read(folder / "rotation.npy", np.float32, (None, None))
     dim, padded = rotation.shape
     if padded != _padded(dim) or np.abs(rotation @ rotation.T - np.eye(dim)).max() > 1e-3:
@@ -198,6 +201,8 @@ def _read(path: Path, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArra
     try:
         # Mapped first: an array larger than its file is then refused, not allocated.
         array = np.array(np.lib.format.open_memmap(path, mode="r"))
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, OverflowError) as error:
         raise _damaged(path, str(error).partition("\n")[0]) from None
     if array.dtype != np.dtype(dtype).newbyteorder("<") or array.ndim != len(shape):

@@ -96,16 +96,25 @@ def in_child(work: Callable[[], None], *, user: int | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def dying_at(step: int, work: Callable[[], None]) -> Callable[[], None]:
+EFFECTS = {
+    *("open", "write", "flush", "fsync", "pwrite", "ftruncate", "rename", "unlink", "mkdir", "rmdir"),
+    *("execute", "executemany", "executescript"),
+}
+"""The functions of C code by which something outlives a process."""
+
+
+def dying_at(step: int, work: Callable[[], None], *, effects: bool = False) -> Callable[[], None]:
     """Make ``work`` kill its process, with nothing cleaned up, before the step-th call that index/ makes of C code:
-    every write, sync, rename, removal and SQL statement is one."""
+    every write, sync, rename, removal and SQL statement is one; ``effects``: these are all."""
 
     def run() -> None:
         seen = 0
 
-        def profile(frame: FrameType, event: str, arg: object) -> None:
+        def profile(frame: FrameType, event: str, arg: Any) -> None:
             nonlocal seen
-            if event == "c_call" and f"{os.sep}index{os.sep}" in frame.f_code.co_filename:
+            if event != "c_call":
+                return
+            if arg.__name__ in EFFECTS if effects else f"{os.sep}index{os.sep}" in frame.f_code.co_filename:
                 seen += 1
                 if seen == step:
                     os.kill(os.getpid(), signal.SIGKILL)

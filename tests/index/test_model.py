@@ -1,7 +1,7 @@
 """Any sequence of adds, updates, deletes, reopenings and searches, against a dictionary and brute-force scores.
 
-Vectors are small whole numbers, so scores are exact and ties are real: the order must be the same too. In a packed index
-scores are those of the vectors as they are kept; and since a codebook is trained on all there is, of which no two
+Vectors are small whole numbers, so scores are exact and ties are real: the order must be the same too. In a packed
+index scores are those of the vectors as they are kept; and since a codebook is trained on all there is, of which no two
 hundred differ, these are near the vectors that came.
 """
 
