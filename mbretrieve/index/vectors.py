@@ -39,6 +39,7 @@ class VectorStore:
         self._segment: SegmentWriter | None = None
         self._segment_key = 0  # of the segment being written; 0 is nobody's
         self._codebooks: dict[int, Codebook] = {}
+        self.expected = 0
 
     def sweep(self) -> None:
         """Remove the folders that the catalogue does not name."""
@@ -161,6 +162,11 @@ class VectorStore:
         [(tokens,)] = self._catalogue.rows("SELECT coalesce(sum(live_tokens), 0) FROM segments WHERE codebook IS NULL")
         return int(tokens)
 
+    def _all_tokens(self) -> int:
+        """Return how many tokens the index has, or is expected to have soon."""
+        [(tokens,)] = self._catalogue.rows("SELECT coalesce(sum(live_tokens), 0) FROM segments")
+        return max(int(tokens), self.expected)
+
     def _merge(self, keys: Collection[int]) -> None:
         """Copy the live windows of some segments, raw or of one codebook, into one."""
         segments = [self._map(record) for record in self._catalogue.segments() if record.key in keys]
@@ -176,9 +182,9 @@ class VectorStore:
             for segment, some in zip(segments, windows, strict=True):
                 assert isinstance(segment, RawSegment)
                 segment.verify()  # or a changed byte would get a good checksum
-                for content, window, _, row, _, start, stop in some.tolist():
-                    first, last = segment.offsets[row : row + 2]
-                    self.put(content, window, segment.vectors[first:last], (start, stop))
+                into = self._open_segment()
+                new = [into.append(segment.vectors[slice(*segment.offsets[row : row + 2])]) for row in some[:, 3]]
+                self._move(some, self._segment_key, new)
         self._retire(keys)
 
     def _pack_raw(self, *, patient: bool = True) -> None:
@@ -227,7 +233,7 @@ class VectorStore:
             sources.append(Source(vectors, segment.offsets, some[:, 3]))
         bits = self._catalogue.bits
         assert bits is not None
-        codebook = train(sources, bits, self._memory)
+        codebook = train(sources, bits, self._all_tokens(), self._memory)
         key = self._put_codebook(codebook)
         for source, some in zip(sources, windows, strict=True):
             for first, last in runs(source, PACK_TOKENS):
@@ -239,12 +245,16 @@ class VectorStore:
         """Complete a new segment, to whose rows the windows (n, 7) of others, in their order, moved."""
         key = self._put_segment(packed.name)
         self._complete_segment(key, packed.name, packed.rows, packed.tokens, codebook, packed.files)
-        moved = np.concatenate(windows)
-        moved[:, 2] = key
-        moved[:, 3] = np.arange(packed.rows)
-        rows = np.column_stack([moved, window_checksums(moved)]).tolist()
-        self._database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self._count_live(key, packed.rows, packed.tokens)
+        self._move(np.concatenate(windows), key, np.arange(packed.rows))
+
+    def _move(self, windows: Integers, segment: int, rows: Sequence[int] | Integers) -> None:
+        """Say that windows (n, 7) are in another segment now, and in which rows of it."""
+        moved = windows.copy()
+        moved[:, 2] = segment
+        moved[:, 3] = rows
+        hashed = np.column_stack([moved, window_checksums(moved)]).tolist()
+        self._database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", hashed)
+        self._count_live(segment, len(moved), int(moved[:, 4].sum()))
 
     def _retire(self, keys: Collection[int]) -> None:
         """Say that segments hold nothing any more; the commit drops them."""
@@ -281,13 +291,12 @@ class VectorStore:
                 return newest.key, codebook
             if few:
                 return None
-        trained = train(sources, bits, self._memory)
+        trained = train(sources, bits, self._all_tokens(), self._memory)
         return self._put_codebook(trained), trained
 
     def _put_codebook(self, codebook: "Codebook") -> int:
         name, files = store_codebook(self._index, codebook)
-        [(tokens,)] = self._catalogue.rows("SELECT coalesce(sum(live_tokens), 0) FROM segments")
-        fields = (name, codebook.bits, len(codebook.centroids), tokens, codebook.error)
+        fields = (name, codebook.bits, len(codebook.centroids), self._all_tokens(), codebook.error)
         cursor = self._database.execute(
             "INSERT INTO codebooks (name, bits, lists, tokens, error, checksum) VALUES (?, ?, ?, ?, ?, '')", fields
         )
