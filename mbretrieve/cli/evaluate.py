@@ -57,7 +57,7 @@ class Choice:
 @click.option(
     "--mode",
     type=click.Choice(["semantic", "lexical", "hybrid"]),
-    help="Default: semantic, as published figures are. lexical is the index's search by words (FTS5), of no model.",
+    help="Default: semantic, as published figures are. lexical is the index's search by words, of no model.",
 )
 @click.option("--exact", is_flag=True, help="Measure exact search beside the index: what the index loses.")
 @click.option("--truncate", "cut", is_flag=True, help="Cut long documents, as published figures do: no windows.")

@@ -24,7 +24,6 @@ from mbretrieve.index.files import StoredFile, sync_folder
 from mbretrieve.index.lock import writer_lock
 from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import CODEBOOKS, SEGMENTS, CodebookRecord, SegmentRecord
-from mbretrieve.index.words import FTS5_TOKENIZER
 from mbretrieve.types import Kind
 
 Integers = NDArray[np.int64]
@@ -46,7 +45,7 @@ NOT_WRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOE
 
 # A content is a text with its context, its windows and its words; documents of one content share it. So vectors are
 # found again by content hash, and a document whose metadata alone changed costs one row.
-SCHEMA = f"""
+SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE codebooks (
   key INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, bits INTEGER NOT NULL, lists INTEGER NOT NULL,
@@ -74,7 +73,13 @@ CREATE INDEX documents_by_source ON documents (source) WHERE source IS NOT NULL;
 CREATE TABLE metadata (name TEXT NOT NULL, value, document INTEGER NOT NULL, PRIMARY KEY (name, value, document))
   WITHOUT ROWID;
 CREATE TABLE sources (name TEXT PRIMARY KEY, state TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
-CREATE VIRTUAL TABLE words USING fts5(tokens, content='', tokenize="{FTS5_TOKENIZER}");
+CREATE TABLE runs (
+  run INTEGER PRIMARY KEY AUTOINCREMENT, first INTEGER NOT NULL, last INTEGER NOT NULL, contents INTEGER NOT NULL,
+  postings INTEGER NOT NULL, deleted INTEGER NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE postings (
+  run INTEGER NOT NULL, word TEXT NOT NULL, contents INTEGER NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
+  PRIMARY KEY (run, word)) WITHOUT ROWID;
+CREATE TABLE lengths (block INTEGER PRIMARY KEY, data BLOB NOT NULL, checksum INTEGER NOT NULL);
 """
 
 WINDOW_COLUMNS = "content, window, segment, row, tokens, start, stop"
@@ -82,10 +87,13 @@ SEGMENT_COLUMNS = "key, name, rows, tokens, codebook"
 CODEBOOK_COLUMNS = "key, name, bits, lists, tokens, error"
 
 
+# A changed byte can give a value another type, bytes for one; that must differ, not fail.
+_encode = json.JSONEncoder(default=repr).encode
+
+
 def checksum(*fields: str | float | None) -> bytes:
     """Hash the fields of a row (blake2b, 16 bytes), as the catalogue keeps it beside them."""
-    # A changed byte can give a value another type, bytes for one; that must differ, not fail.
-    return blake2b(json.dumps(fields, default=repr).encode(), digest_size=16).digest()
+    return blake2b(_encode(fields).encode(), digest_size=16).digest()
 
 
 def window_checksums(windows: Integers) -> Integers:
@@ -157,7 +165,7 @@ def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, A
         draft = index / DRAFT
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
-            connection.executescript(SCHEMA)
+            connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             meta = {
                 "format": FORMAT,
                 "kind": kind,
@@ -362,17 +370,6 @@ class Catalogue:
         with self._lock, translated(self.index):
             yield from self.connection.execute(sql)
             self._check_frozen()
-
-    def word_places(self) -> Iterator[tuple[str, int, int]]:
-        """Yield every word of the full-text index with its content and its place there."""
-        with self._lock, translated(self.index):
-            self.connection.execute("PRAGMA query_only = OFF")  # a temporary table is no writing
-            self.connection.execute("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, words, instance)")
-            try:
-                yield from self.stream("SELECT term, doc, offset FROM temp.places")
-            finally:
-                self.connection.execute("DROP TABLE temp.places")
-                self.connection.execute("PRAGMA query_only = ON")
 
     def known(self, hashes: Collection[str]) -> set[str]:
         """Return those of the content hashes whose vectors are here."""

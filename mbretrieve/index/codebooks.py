@@ -1,20 +1,20 @@
-"""Codebooks: how a multi-vector index compresses tokens, and their training from a sample.
+"""Codebooks: how a multi-vector index compresses tokens, how both kinds fill lists, and the training from a sample.
 
 A token is rotated, assigned to the nearest of some thousand centroids, and what the centroid leaves of it (the
 residual) is kept in 8-bit codes, a few dimensions each. Inner products are those of before the rotation.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
-from mbretrieve.index.files import npy_header
+from mbretrieve.index.files import save_array
 from mbretrieve.index.kmeans import nearest, train_centroids
 from mbretrieve.index.products import ProductQuantizer, train_products
 from mbretrieve.scoring import CompressedTokens
@@ -38,25 +38,22 @@ CENTROID_ITERATIONS = 4
 BLOCK_TOKENS = 16384
 LEAST_VARIANCE = 1e-6  # of a direction, relative to the largest: less than this is rounding
 
-_ARRAYS = ("rotation", "centroids", "residuals", "products")
+_COARSE_ARRAYS = ("rotation", "centroids", "products")
+COARSE_FILES = tuple(f"{name}.npy" for name in _COARSE_ARRAYS)
+"""What ``save_coarse`` writes."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Codebook:
-    """What compresses and restores the tokens of the segments that name it; immutable.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Coarse:
+    """By what inverted lists are filled and searched; immutable.
 
     rotation (dim, padded), orthonormal rows, padded = dim rounded up to a multiple of 8; centroids (L, padded) rotated;
-    residuals (stages, groups, 256, width): the vectors of the 8-bit codes; products (padded / 4, 16, 4): those of the
-    4-bit codes, for the first stage's residual; all float32. error: the mean squared length of what compression takes
-    from a token, of tokens held out of training where the sample was large enough.
+    products (padded / 4, 16, 4): the vectors of the 4-bit codes, for what a centroid leaves; all float32.
     """
 
-    bits: int
     rotation: Floats
     centroids: Floats
-    residuals: Floats
     products: Floats
-    error: float
 
     @property
     def dim(self) -> int:
@@ -67,11 +64,6 @@ class Codebook:
     def padded(self) -> int:
         """Numbers in a rotated token."""
         return int(self.rotation.shape[1])
-
-    @property
-    def code_size(self) -> int:
-        """Bytes of a token's residual codes."""
-        return int(self.residuals.shape[0] * self.residuals.shape[1])
 
     def rotate(self, vectors: Floats) -> Floats:
         """Return tokens or query tokens (n, dim) as (n, padded), inner products kept."""
@@ -85,6 +77,44 @@ class Codebook:
     def assign(self, rotated: Floats) -> NDArray[np.int32]:
         """Return each token's centroid, the nearest: (n, padded) -> (n,)."""
         return nearest(rotated, self.centroids)
+
+    def nearest_lists(self, rotated: Floats, count: int) -> tuple[Floats, NDArray[np.int64], Floats]:
+        """Return the products of (n, padded) with all centroids (n, L), and of at most ``count`` of these the largest:
+        their numbers and themselves (n, count)."""
+        products = torch.from_numpy(rotated) @ torch.from_numpy(self.centroids).T
+        largest, numbers = torch.topk(products, min(count, len(self.centroids)), dim=1)
+        return products.numpy(), numbers.numpy(), largest.numpy()
+
+    def pack_products(self, rotated: Floats, assignments: Assignments) -> Bytes:
+        """Return each token's 4-bit codes, the even group in the low half of a byte: (n, padded), (n,) ->
+        (n, padded / 8)."""
+        quantizer = ProductQuantizer(self.products)
+        packed = np.empty((len(rotated), len(self.products) // 2), dtype=np.uint8)
+        for block, left in self._residuals(rotated, assignments):
+            packed[block] = quantizer.encode(left)
+        return packed
+
+    def _residuals(self, rotated: Floats, assignments: Assignments) -> Iterator[tuple[slice, Floats]]:
+        for block in _blocks(len(rotated)):
+            yield block, rotated[block] - self.centroids[assignments[block]]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Codebook(Coarse):
+    """What compresses and restores the tokens of the segments that name it; immutable.
+
+    residuals (stages, groups, 256, width) float32: the vectors of the 8-bit codes. error: the mean squared length of
+    what compression takes from a token, of tokens held out of training where the sample was large enough.
+    """
+
+    bits: int
+    residuals: Floats
+    error: float
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of a token's residual codes."""
+        return int(self.residuals.shape[0] * self.residuals.shape[1])
 
     def encode(self, rotated: Floats, assignments: Assignments) -> Bytes:
         """Return each token's codes, stage after stage: (n, padded), (n,) -> (n, stages * groups)."""
@@ -104,25 +134,12 @@ class Codebook:
         decoded: Floats = CompressedTokens(self.centroids, self.residuals, assignments, codes).decode().numpy()
         return decoded
 
-    def pack_products(self, rotated: Floats, assignments: Assignments) -> Bytes:
-        """Return each token's 4-bit codes, the even group in the low half of a byte: (n, padded), (n,) ->
-        (n, padded / 8)."""
-        quantizer = ProductQuantizer(self.products)
-        packed = np.empty((len(rotated), len(self.products) // 2), dtype=np.uint8)
-        for block, left in self._residuals(rotated, assignments):
-            packed[block] = quantizer.encode(left)
-        return packed
-
     def squared_error(self, rotated: Floats, assignments: Assignments, codes: Bytes) -> float:
         """Return the mean squared length of token minus decoded token; 0 for no tokens."""
         total = 0.0
         for block in _blocks(len(rotated)):
             total += float(np.square(rotated[block] - self.decode(assignments[block], codes[block])).sum(dtype=float))
         return total / max(1, len(rotated))
-
-    def _residuals(self, rotated: Floats, assignments: Assignments) -> Iterator[tuple[slice, Floats]]:
-        for block in _blocks(len(rotated)):
-            yield block, rotated[block] - self.centroids[assignments[block]]
 
 
 def train_codebook(sample: Floats, lists: int, bits: int, seed: int = 0) -> Codebook:
@@ -137,22 +154,45 @@ def train_codebook(sample: Floats, lists: int, bits: int, seed: int = 0) -> Code
         raise ValueError(f"the sample has shape {sample.shape}; at least one token of one dimension is needed")
     random = np.random.default_rng(seed)
     fitting, coding, measuring = _split(sample[random.permutation(len(sample))])
-    centroids = train_centroids(fitting, lists, CENTROID_ITERATIONS, random)
-    unrotated: Floats = coding - centroids[nearest(coding, centroids)]
-    rotation = _rotation(unrotated)
-    left = unrotated @ rotation
+    coarse, left = _train_coarse(fitting, coding, lists, random)
     width, stages = STAGES[bits]
-    products = train_products(left, PRODUCT_WIDTH, 16, random)
     residuals = np.empty((stages, left.shape[1] // width, 256, width), dtype=np.float32)
     for stage in range(stages):
         residuals[stage] = train_products(left, width, 256, random)
         quantizer = ProductQuantizer(residuals[stage])
         left -= quantizer.decode(quantizer.encode(left))
-    codebook = Codebook(bits, rotation, centroids @ rotation, residuals, products, 0.0)
+    codebook = Codebook(
+        rotation=coarse.rotation,
+        centroids=coarse.centroids,
+        products=coarse.products,
+        bits=bits,
+        residuals=residuals,
+        error=0.0,
+    )
     rotated = codebook.rotate(measuring)
     assignments = codebook.assign(rotated)
     error = codebook.squared_error(rotated, assignments, codebook.encode(rotated, assignments))
     return replace(codebook, error=error)
+
+
+def train_coarse(sample: Floats, lists: int, seed: int = 0) -> Coarse:
+    """Make what inverted lists need for vectors like those of a sample, (n, dim) with n and dim at least 1.
+
+    lists is the number of centroids (at most n). Deterministic for a seed on one machine.
+    """
+    random = np.random.default_rng(seed)
+    fitting, coding, _ = _split(sample[random.permutation(len(sample))])
+    return _train_coarse(fitting, coding, lists, random)[0]
+
+
+def _train_coarse(fitting: Floats, coding: Floats, lists: int, random: np.random.Generator) -> tuple[Coarse, Floats]:
+    """Return what lists need, and what its centroids leave of ``coding``, rotated."""
+    centroids = train_centroids(fitting, lists, CENTROID_ITERATIONS, random)
+    unrotated: Floats = coding - centroids[nearest(coding, centroids)]
+    rotation = _rotation(unrotated)
+    left = unrotated @ rotation
+    products = train_products(left, PRODUCT_WIDTH, 16, random)
+    return Coarse(rotation=rotation, centroids=centroids @ rotation, products=products), left
 
 
 def assignment_dtype(lists: int) -> type[np.uint16] | type[np.uint32]:
@@ -162,34 +202,49 @@ def assignment_dtype(lists: int) -> type[np.uint16] | type[np.uint32]:
 
 def save_codebook(folder: Path, codebook: Codebook) -> list[str]:
     """Write a codebook into a folder that exists, each file durable; returns the files' names."""
-    arrays = {name: getattr(codebook, name) for name in _ARRAYS} | {"error": np.array([codebook.error])}
-    for name, array in arrays.items():
-        with (folder / f"{name}.npy").open("wb") as file:
-            file.write(npy_header(array.dtype, array.shape) + array.astype(array.dtype.newbyteorder("<")).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-    return [f"{name}.npy" for name in arrays]
+    save_array(folder / "residuals.npy", codebook.residuals)
+    save_array(folder / "error.npy", np.array([codebook.error]))
+    return [*save_coarse(folder, codebook), "residuals.npy", "error.npy"]
+
+
+def save_coarse(folder: Path, coarse: Coarse) -> list[str]:
+    """Write what lists need into a folder that exists, each file durable; returns the files' names."""
+    for name, file in zip(_COARSE_ARRAYS, COARSE_FILES, strict=True):
+        save_array(folder / file, getattr(coarse, name))
+    return list(COARSE_FILES)
 
 
 def load_codebook(folder: Path) -> Codebook:
     """Read a codebook into memory. Raises: IndexFormatError naming the file that is missing, cut short, or does not
     hold what it must."""
+    coarse = load_coarse(folder)
+    residuals = _read(folder / "residuals.npy", np.float32, (None, None, 256, None))
+    stages, groups, _, width = residuals.shape
+    bits = next((bits for bits, layout in STAGES.items() if layout == (width, stages)), None)
+    if bits is None or groups * width != coarse.padded:
+        raise _damaged(
+            folder / "residuals.npy", f"its shape {residuals.shape} is not one for {coarse.padded} dimensions"
+        )
+    return Codebook(
+        rotation=coarse.rotation,
+        centroids=coarse.centroids,
+        products=coarse.products,
+        bits=bits,
+        residuals=residuals,
+        error=float(_read(folder / "error.npy", np.float64, (1,))[0]),
+    )
+
+
+def load_coarse(folder: Path) -> Coarse:
+    """Read what ``save_coarse`` wrote. Raises: IndexFormatError as ``load_codebook`` does."""
     rotation = _read(folder / "rotation.npy", np.float32, (None, None))
     dim, padded = rotation.shape
     if padded != _padded(dim) or np.abs(rotation @ rotation.T - np.eye(dim)).max() > 1e-3:
         raise _damaged(folder / "rotation.npy", f"its {dim} rows of {padded} numbers are no rotation")
-    residuals = _read(folder / "residuals.npy", np.float32, (None, None, 256, None))
-    stages, groups, _, width = residuals.shape
-    bits = next((bits for bits, layout in STAGES.items() if layout == (width, stages)), None)
-    if bits is None or groups * width != padded:
-        raise _damaged(folder / "residuals.npy", f"its shape {residuals.shape} is not one for {padded} dimensions")
-    return Codebook(
-        bits,
-        rotation,
-        _read(folder / "centroids.npy", np.float32, (None, padded)),
-        residuals,
-        _read(folder / "products.npy", np.float32, (padded // PRODUCT_WIDTH, 16, PRODUCT_WIDTH)),
-        float(_read(folder / "error.npy", np.float64, (1,))[0]),
+    return Coarse(
+        rotation=rotation,
+        centroids=_read(folder / "centroids.npy", np.float32, (None, padded)),
+        products=_read(folder / "products.npy", np.float32, (padded // PRODUCT_WIDTH, 16, PRODUCT_WIDTH)),
     )
 
 

@@ -84,7 +84,7 @@ class MultiVectorIndex(VectorIndex):
         if not len(packed) or self._is_small(view, packed, queries, planned):
             return [Found(positions, scores) for scores in self._score_windows(view, queries, positions)]
         beside = self._score_windows(view, queries, raw)
-        selected = None if len(packed) == view.packed_windows else _selected(view, packed)
+        selected = None if len(packed) == view.packed_windows else view.selected(packed)
         enough = min(k, len(documents))
         found: list[Found] = []
         for first, last in _groups(queries):
@@ -159,12 +159,9 @@ class _Look(NamedTuple):
 
     @classmethod
     def at(cls, codebook: "Codebook", vectors: Floats, probes: int) -> Self:
-        import torch
-
         rotated = codebook.rotate(vectors)
-        products = torch.from_numpy(rotated) @ torch.from_numpy(codebook.centroids).T
-        coarse, numbers = torch.topk(products, min(probes, len(codebook.centroids)), dim=1)
-        return cls(rotated, products.numpy(), numbers.numpy(), coarse.numpy())
+        products, numbers, largest = codebook.nearest_lists(rotated, probes)
+        return cls(rotated, products, numbers, largest)
 
 
 def _raw_scores(segment: RawSegment, queries: list[Floats], rows: Integers) -> Floats:
@@ -204,13 +201,6 @@ def _tensor(array: NDArray[Any]) -> "Tensor":
         # count a segment as memory, and refuse one larger than there is.
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
-
-
-def _selected(view: View, packed: Integers) -> list[NDArray[np.bool_]]:
-    """Return for each segment which of its rows hold one of some windows."""
-    wanted = np.zeros(len(view.row) + 1, dtype=bool)  # one more, for the rows that hold none: -1
-    wanted[packed] = True
-    return [wanted[at] for at in view.at_rows]
 
 
 def _groups(queries: list[Floats]) -> list[tuple[int, int]]:

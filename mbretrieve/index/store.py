@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from mbretrieve.errors import DataError, IndexBusyError
 from mbretrieve.index.catalogue import Catalogue, checksum, damaged, put_meta, translated
 from mbretrieve.index.filters import stored_value
+from mbretrieve.index.inverting import Inverter
 from mbretrieve.index.lock import writer_lock
 from mbretrieve.index.records import LAYOUTS, Entry, check_batch, check_document, check_text, stored_vectors, to_json
 from mbretrieve.index.vectors import VectorStore
@@ -43,6 +44,7 @@ class Writer:
             self._vectors.sweep()
             self._held = stack.pop_all()
         self._database = self._catalogue.connection
+        self._words = Inverter(index, self._database)
         self._layout, self._dim = LAYOUTS[self._catalogue.kind], self._catalogue.dim
         self._touched: set[int] = set()  # contents that a document left; dropped at commit if none came back
         self._failed = False
@@ -141,6 +143,7 @@ class Writer:
         with self._changing():
             self._drop_contents()
             self._vectors.tidy()
+            self._words.flush()
             self._commit()
 
     def compact(self, *, retrain: bool = False) -> None:
@@ -152,7 +155,7 @@ class Writer:
         with self._changing():
             self._drop_contents()
             self._vectors.compact(retrain=retrain)
-            self._database.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self._words.compact()
             self._commit()
         with translated(self._index):
             self._database.execute("VACUUM")
@@ -185,6 +188,7 @@ class Writer:
 
     def _undo(self) -> None:
         self._vectors.undo()
+        self._words.clear()
         self._touched.clear()
         with contextlib.suppress(sqlite3.Error):  # a database that cannot even roll back does so when it is opened next
             if self._database.in_transaction:
@@ -196,10 +200,7 @@ class Writer:
             "INSERT INTO contents (hash, context, text, checksum) VALUES (?, ?, ?, ?)", (*fields, checksum(*fields))
         )
         content = int(cursor.lastrowid or 0)
-        self._database.execute(
-            "INSERT INTO words (rowid, tokens) VALUES (?, ?)",
-            (content, " ".join(content_words(entry.context, entry.text))),
-        )
+        self._words.add(content, content_words(entry.context, entry.text))
         return content
 
     def _put_document(self, id: str, content: int, source: str | None, metadata: Metadata) -> None:
@@ -244,12 +245,7 @@ class Writer:
             ).fetchone()
             if checksum(*fields) != kept:
                 raise damaged(self._index, f"the text of content {content} was changed")
-            _, context, text = fields
-            # FTS5 keeps no copy of the words, so it must be told which ones go.
-            execute(
-                "INSERT INTO words (words, rowid, tokens) VALUES ('delete', ?, ?)",
-                (content, " ".join(content_words(context, text))),
-            )
+            self._words.remove(content)
             self._vectors.drop(content)
             execute("DELETE FROM contents WHERE key = ?", (content,))
         self._touched.clear()

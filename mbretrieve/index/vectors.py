@@ -176,9 +176,9 @@ class VectorStore:
             for segment, some in zip(segments, windows, strict=True):
                 assert isinstance(segment, RawSegment)
                 segment.verify()  # or a changed byte would get a good checksum
-                for content, window, _, row, _, start, stop in some.tolist():
-                    first, last = segment.offsets[row : row + 2]
-                    self.put(content, window, segment.vectors[first:last], (start, stop))
+                into = self._open_segment()
+                new = [into.append(segment.vectors[slice(*segment.offsets[row : row + 2])]) for row in some[:, 3]]
+                self._move(some, self._segment_key, new)
         self._retire(keys)
 
     def _pack_raw(self, *, patient: bool = True) -> None:
@@ -238,12 +238,16 @@ class VectorStore:
         """Complete a new segment, to whose rows the windows (n, 7) of others, in their order, moved."""
         key = self._put_segment(packed.name)
         self._complete_segment(key, packed.name, packed.rows, packed.tokens, codebook, packed.files)
-        moved = np.concatenate(windows)
-        moved[:, 2] = key
-        moved[:, 3] = np.arange(packed.rows)
-        rows = np.column_stack([moved, window_checksums(moved)]).tolist()
-        self._database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self._count_live(key, packed.rows, packed.tokens)
+        self._move(np.concatenate(windows), key, np.arange(packed.rows))
+
+    def _move(self, windows: Integers, segment: int, rows: Sequence[int] | Integers) -> None:
+        """Say that windows (n, 7) are in another segment now, and in which rows of it."""
+        moved = windows.copy()
+        moved[:, 2] = segment
+        moved[:, 3] = rows
+        hashed = np.column_stack([moved, window_checksums(moved)]).tolist()
+        self._database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", hashed)
+        self._count_live(segment, len(moved), int(moved[:, 4].sum()))
 
     def _retire(self, keys: Collection[int]) -> None:
         """Say that segments hold nothing any more; the commit drops them."""

@@ -4,11 +4,13 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import lru_cache
+
+import numpy as np
 
 from mbretrieve.errors import MbretrieveError
 from mbretrieve.index.catalogue import FILE, Catalogue, checksum
 from mbretrieve.index.filters import SqlValue, stored_value
+from mbretrieve.index.postings import checked, decode, read_lengths, word_crc
 from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import open_codebook, open_segment
 from mbretrieve.index.view import load_view
@@ -27,6 +29,11 @@ RULES = {
     "segments with a wrong count of live windows": (
         "SELECT count(*) FROM segments WHERE live_rows != (SELECT count(*) FROM windows WHERE segment = key)"
         " OR live_tokens != (SELECT coalesce(sum(tokens), 0) FROM windows WHERE segment = key)"
+    ),
+    "words of no run": "SELECT count(*) FROM postings WHERE run NOT IN (SELECT run FROM runs)",
+    "runs with a wrong count of postings": (
+        "SELECT count(*) FROM runs WHERE postings !="
+        " (SELECT coalesce(sum(contents), 0) FROM postings WHERE postings.run = runs.run)"
     ),
     "files of no folder": (
         "SELECT count(*) FROM files WHERE folder NOT IN (SELECT name FROM segments UNION SELECT name FROM codebooks)"
@@ -99,37 +106,30 @@ def _entry_crc(name: str, value: SqlValue) -> int:
 
 
 def _words(catalogue: Catalogue) -> Iterator[str]:
-    """Compare the full-text index with the texts: each one's length, and a sum over its words and their places."""
-    stored: defaultdict[int, int] = defaultdict(int)
-    for word, content, place in catalogue.word_places():
-        stored[content] += (place + 1) * _word_crc(word)
-    texts = total = 0
-    for key, context, text, size in catalogue.stream(
-        "SELECT key, context, text, sz FROM contents LEFT JOIN words_docsize ON id = key"
+    """Compare the inverted index with the texts: each one's length, and a sum over its words and how often it has them.
+
+    Postings of deleted contents stay until their run is merged; nothing finds them, for their length is 0.
+    """
+    lengths = read_lengths(catalogue).words
+    sums = np.zeros(len(lengths), dtype=np.uint64)
+    for word, size, data, kept in catalogue.stream(
+        "SELECT word, contents, data, checksum FROM postings WHERE run IN (SELECT run FROM runs)"
     ):
+        contents, counts = decode(size, checked(catalogue.index, word, size, data, kept))
+        near = contents < len(sums)
+        sums[contents[near]] += counts[near].astype(np.uint64) * np.uint64(word_crc(word))
+    live = np.zeros(len(lengths), dtype=np.bool_)
+    for key, context, text in catalogue.stream("SELECT key, context, text FROM contents"):
         words = content_words(context, text)
-        texts, total = texts + 1, total + len(words)
-        expected = sum((place + 1) * _word_crc(word) for place, word in enumerate(words))
-        if stored.pop(key, 0) != expected or size != _varint(len(words)):
+        if not words:
+            continue
+        expected = sum(map(word_crc, words)) % 2**64
+        if key >= len(lengths) or lengths[key] != len(words) or sums[key] != expected:
             yield f"{FILE}: the words of content {key} were changed"
-    if stored:
-        yield f"{FILE}: {len(stored)} contents that are not there have words"
-    averages = catalogue.rows("SELECT block FROM words_data WHERE id = 1")
-    if texts and averages != [(_varint(texts) + _varint(total),)]:
-        yield f"{FILE}: the average length of texts was changed"
-
-
-@lru_cache(maxsize=1 << 16)
-def _word_crc(word: str) -> int:
-    return zlib.crc32(word.encode())
-
-
-def _varint(number: int) -> bytes:
-    """Return a number of at most 56 bits as SQLite's variable-length integer, in which FTS5 keeps its lengths."""
-    groups = [number & 0x7F]
-    while number := number >> 7:
-        groups.append(0x80 | number & 0x7F)
-    return bytes(reversed(groups))
+        if key < len(lengths):
+            live[key] = True
+    if strays := int(np.count_nonzero(lengths[~live])):
+        yield f"{FILE}: {strays} contents that are not there have words"
 
 
 def _segments(catalogue: Catalogue) -> Iterator[str]:

@@ -60,6 +60,18 @@ class View:
             at[self.row[here]] = here
         return found
 
+    def selected(self, positions: Integers) -> list[NDArray[np.bool_]]:
+        """Return for each segment which of its rows hold one of some windows: (rows,)."""
+        if len(positions) == len(self.row):
+            return self._live
+        wanted = np.zeros(len(self.row) + 1, dtype=bool)  # one more, for the rows that hold none: -1
+        wanted[positions] = True
+        return [wanted[at] for at in self.at_rows]
+
+    @cached_property
+    def _live(self) -> list[NDArray[np.bool_]]:
+        return [at >= 0 for at in self.at_rows]
+
     @cached_property
     def is_packed(self) -> NDArray[np.bool_]:
         """Which segments are packed."""
@@ -84,13 +96,17 @@ class View:
 
     def owners(self, positions: Integers) -> Integers:
         """Return the documents that own some windows (several may share one), rising."""
-        firsts = self.first[self.by_first]
+        firsts = self._firsts
         wanted = np.unique(positions - self.window[positions])  # a content's first position names it
         starts, stops = np.searchsorted(firsts, wanted), np.searchsorted(firsts, wanted, side="right")
         counts = stops - starts
         return np.sort(
             self.by_first[np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())]
         )
+
+    @cached_property
+    def _firsts(self) -> Integers:
+        return self.first[self.by_first]
 
     def positions(self, documents: Integers) -> Integers:
         """Return the positions of the windows of some documents, rising, each once though documents may share them."""
@@ -102,7 +118,15 @@ class View:
         return np.flatnonzero(np.cumsum(wanted[:-1]) > 0)
 
     def by_segment(self, positions: Integers) -> Iterator[tuple[RawSegment | PackedSegment, Integers, Integers]]:
-        """Yield each segment that holds some of the windows, their indices in ``positions``, and their rows, rising."""
+        """Yield each segment that holds some of the windows, their indices in ``positions``, and their rows, rising.
+
+        positions (P,), rising.
+        """
+        if len(positions) == len(self.row):  # all: they need no sorting each time
+            for segment, at, live in zip(self.segments, self.at_rows, self._live, strict=True):
+                if len(rows := np.flatnonzero(live)):
+                    yield segment, at[rows], rows
+            return
         order = np.lexsort((self.row[positions], self.segment[positions]))
         numbers = self.segment[positions][order]
         for number, segment in enumerate(self.segments):

@@ -1,4 +1,4 @@
-"""Text into the words that full-text search compares, before FTS5 sees it: Python cannot register an FTS5 tokenizer.
+"""Text into the words that full-text search compares.
 
 An identifier is a word whole and in its parts, accents are folded beside being kept, scripts written without spaces
 become pairs of characters, and an emoji is a word. A word holds letters, digits, marks, emoji and underscores only.
@@ -8,10 +8,6 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
-
-# FTS5's `ascii` tokenizer takes every character beyond ASCII as part of a word: ours, joined by blanks, come out of it
-# as they went in.
-FTS5_TOKENIZER = "ascii tokenchars '_'"
 
 MAX_WORD = 100  # longer runs of letters are data, not words: their beginning is kept
 MAX_TERMS = 64  # of a query; the first ones
@@ -65,20 +61,18 @@ def content_words(context: str, text: str) -> list[str]:
     return tokenize(f"{context}\n{text}")
 
 
-def match_expression(query: str) -> str | None:
-    """Return the FTS5 expression for a query: any of its words, and any word that begins with one; None if it has none.
+def query_words(query: str) -> list[str]:
+    """Return the words to search for a query, each once, the first MAX_TERMS.
 
-    A word that is there exactly counts twice, itself and as its own beginning, so it weighs more than a completion.
-    English stop words are left out where other words remain. Nothing of the query is read as FTS5's own syntax.
+    English stop words are left out where other words remain.
     """
     words = list(dict.fromkeys(word for raw in _raw_words(query) for word in _query_words(raw)))
-    telling = [word for word in words if word not in STOP_WORDS] or words
-    terms: list[str] = []
-    for word in telling[:MAX_TERMS]:
-        terms.append(f'"{word}"')
-        if len(word) >= MIN_PREFIX or (len(word) == 1 and _UNSPACED_RUN.fullmatch(word)):
-            terms.append(f'"{word}" *')
-    return " OR ".join(terms) or None
+    return ([word for word in words if word not in STOP_WORDS] or words)[:MAX_TERMS]
+
+
+def is_beginning(word: str) -> bool:
+    """Tell whether a word is also searched as the beginning of others: one character of a script without spaces is."""
+    return len(word) >= MIN_PREFIX or (len(word) == 1 and _UNSPACED_RUN.fullmatch(word) is not None)
 
 
 def _raw_words(text: str) -> Iterator[str]:
