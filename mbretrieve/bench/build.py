@@ -32,7 +32,9 @@ def packing(index: Path, memory: int) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=one)  # noqa: S603
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no word"]
-            raise DataError(f"{index} could not be packed again ({said[-1]}): `mbretrieve verify` says whether it is sound")
+            raise DataError(
+                f"{index} could not be packed again ({said[-1]}): `mbretrieve verify` says whether it is sound"
+            )
         figures: dict[str, Any] = json.loads(done.stdout)
         return figures
 

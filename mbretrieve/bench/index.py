@@ -87,8 +87,8 @@ class Report:
             "date": datetime.now(UTC).date().isoformat(),
             "machine": provenance.machine(),
             "versions": provenance.versions(),
-            "measured": f"recall: of the first {K} and {DEEP} of exact search, a tie with the last counts; p50, p95: one "
-            f"query at a time, k={K}, warm, encoding excluded; qps: as many callers as threads, each on one",
+            "measured": f"recall: of exact search's first {K} and {DEEP}, a tie with the last counts; p50, p95: one "
+            f"query at a time, k={K}, warm, encoding excluded; qps: as many callers as threads, each on one of its own",
         }
 
 
@@ -167,9 +167,7 @@ def _measure(
     return float(np.median(exact_ms)), points, points[settings.index(default)]
 
 
-def _point(
-    index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], wanted: Run, effort: Effort
-) -> Point:
+def _point(index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], wanted: Run, effort: Effort) -> Point:
     # Before anything is timed: what is read for the first time is checked, which takes longer.
     deep = _as_run(index.search(queries, DEEP, effort=widened(effort, DEEP)))
     first = _as_run(index.search(queries, K, effort=effort))

@@ -20,11 +20,13 @@ def write(path: Path, report: Report) -> None:
 def print_table(report: Report, console: Console) -> None:
     """Print a line a setting; the default is marked."""
     status = report.status
-    table = Table(
-        title=f"{status['tokens']:,} tokens of {status['documents']:,} documents, {status['bytes_per_token']} bytes per "
-        f"token; {report.queries} queries; exact search over {TRUTHS[report.truth]}: p50 {report.exact_p50_ms:.1f} ms",
-        title_justify="left",
+    console.print(
+        f"{status['tokens']:,} tokens of {status['documents']:,} documents, {status['bytes_per_token']} bytes per token"
     )
+    console.print(
+        f"{report.queries} queries; exact search over {TRUTHS[report.truth]}: p50 {report.exact_p50_ms:.1f} ms"
+    )
+    table = Table()
     names = ("", "probes", "tokens", "rescore", "recall@10", "recall@100", "p50 ms", "p95 ms", "queries/s", "1 thread")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

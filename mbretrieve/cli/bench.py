@@ -7,8 +7,11 @@ import click
 
 from mbretrieve.cli.indexing import say
 from mbretrieve.cli.progress import progress_bars
+from mbretrieve.cli.tables import console
 from mbretrieve.cli.target import require
 from mbretrieve.errors import DataError, MissingExtraError
+
+TABLE_COLUMNS = 120  # of a table that goes into a file
 
 
 @click.group("bench")
@@ -41,15 +44,15 @@ def index(index: Path, queries: Path, output: Path | None, exact_from: Literal["
     recall@10 against p50 in a PNG beside it. Queries are encoded before anything is timed; p50 and p95 are of one
     query at a time, qps of as many callers as there are cores. "build" is a copy of the index, packed again.
     """
+
     from mbretrieve.bench import report
     from mbretrieve.bench.index import measure_index, read_queries
-    from rich.console import Console
 
     texts = read_queries(queries)
     if output is not None and not output.parent.is_dir():
         raise DataError(f"{output.parent} is no folder: name a file in one that exists")
     measured = measure_index(require(None, index).index, texts, exact_from, progress_bars())
-    report.print_table(measured, Console())
+    report.print_table(measured, console(TABLE_COLUMNS))
     if output is None:
         return
     report.write(output, measured)
