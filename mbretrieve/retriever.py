@@ -116,6 +116,9 @@ class Session:
         self._seen: set[str] = set()
         self._uncommitted_tokens = 0
         self._committed_at = time.monotonic()
+        self._tokens_before = int(retriever.index.status()["tokens"])
+        self.share = 0.0
+        """How much of the session's work has been handed in, 0 to 1, if the caller knows."""
         self.report = AddReport()
         self.removed = 0
 
@@ -169,6 +172,8 @@ class Session:
             else:
                 to_encode.append((document, source))
         tokens = self._encode(to_encode, hashes)
+        if self.share:
+            self._writer.expect(self._tokens_before + round(report.tokens / self.share))
         for source_name, state, keep in batch.finished:
             if keep is not None:
                 self.delete(index.source_ids(source_name) - keep)

@@ -12,7 +12,10 @@ DRIFT_TOKENS = 1 << 17
 DRIFT = 1.15
 """A codebook is too old for vectors of which it loses so many times what it lost of those it was trained on."""
 SAMPLE_TOKENS = 1 << 17
-"""A codebook is trained on at most so many tokens."""
+SAMPLE_PER_LIST = 32
+"""A codebook is trained on so many tokens, or so many for each of its lists if that is more."""
+LEAST_PER_LIST = 8
+"""It has fewer lists if there are not so many tokens for each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,10 @@ class Writer:
         with self._changing():
             put_meta(self._database, "settings", settings)
 
+    def expect(self, tokens: int) -> None:
+        """Say about how many tokens the index will have in the end: a codebook trained on the first suits them all."""
+        self._vectors.expected = tokens
+
     def known(self, content_hashes: Collection[str]) -> set[str]:
         """Return those of the content hashes that ``add_same`` can name, uncommitted ones included."""
         return self._catalogue.known(content_hashes)
