@@ -166,7 +166,7 @@ class Writer:
             # Readers of an earlier generation need the log; whoever closes the database last drops it.
             self._database.execute("PRAGMA busy_timeout = 0")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._database.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS}")
+            self._database.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
 
     def _commit(self) -> None:
         self._vectors.finish()
