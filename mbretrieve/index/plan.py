@@ -50,7 +50,11 @@ not found then counts as what lies at the bottom of the lists."""
 
 def effort(tokens: int, k: int) -> Effort:
     """Return how far to search an index of ``tokens`` packed tokens for the best ``k`` documents."""
-    least = next(row.effort for row in TABLE if tokens <= row.tokens)
+    return widened(next(row.effort for row in TABLE if tokens <= row.tokens), k)
+
+
+def widened(least: Effort, k: int) -> Effort:
+    """Return an effort, or as much more as the best ``k`` documents ask for."""
     # Candidates are ranked by an estimate: to find the best k, more of them have to be scored.
     rescore = min(8 * k, 2 * k + 1200)
     return Effort(

@@ -163,10 +163,9 @@ class Writer:
             self._commit()
         with translated(self._index):
             self._database.execute("VACUUM")
-            # Without waiting: a reader of an earlier generation, often this process's own, keeps the log; the last to
-            # leave empties it.
+            # Readers of an earlier generation need the log; whoever closes the database last drops it.
             self._database.execute("PRAGMA busy_timeout = 0")
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._database.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
 
     def _commit(self) -> None:
