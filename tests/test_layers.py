@@ -32,8 +32,8 @@ LAYERS = [
     ],
     ["retriever", "training.data"],
     ["folder", "evaluation.runner", "training.mining"],
-    ["evaluation.searchers", "training.loop", "training.pretrain"],
-    ["bench", "serve", "cluster", "integrations", "cli"],
+    ["evaluation.searchers", "training.loop", "training.pretrain", "bench"],
+    ["serve", "cluster", "integrations", "cli"],
     ["__main__"],
 ]
 PARENTS = {"mbretrieve", "mbretrieve.evaluation", "mbretrieve.training"}  # packages of rooms, no rooms themselves

@@ -1,6 +1,5 @@
 """``mbretrieve eval``: measure a system on a suite of tasks, and report."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +10,10 @@ from mbretrieve.cli import compare
 from mbretrieve.cli.indexing import say
 from mbretrieve.cli.options import model_options
 from mbretrieve.cli.progress import progress_bars
+from mbretrieve.cli.tables import console
 from mbretrieve.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mbretrieve.evaluation.report import Summary, TaskResult
     from mbretrieve.evaluation.runner import Outcome, System
     from mbretrieve.evaluation.suites import Suite
@@ -226,7 +224,7 @@ def _report(suite: "Suite", system: "System", outcome: "Outcome", output: Path) 
     if not results:
         return
     summary = report.summarise(suite.title, tasks, results)
-    report.print_table(summary, _console(TABLE_COLUMNS))
+    report.print_table(summary, console(TABLE_COLUMNS))
     folder = output / system.name / suite.name
     published = report.read_published(report.reference_folder())
     (folder / "report.md").write_text(report.markdown(summary, published), "utf-8")
@@ -270,13 +268,6 @@ def _compare_systems(summary: "Summary", suite: str, output: Path) -> None:
         report.plot_trade_off(output / f"{suite}-{cost}.png", systems, cost)
 
 
-def _console(wide: int) -> "Console":
-    """A console as wide as the terminal; in a file so wide that no figure is cut off."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=wide)
-
-
 def _print_suites() -> None:
     """Print a line a task; parts are named by their number."""
     from rich.table import Table
@@ -306,7 +297,7 @@ def _print_suites() -> None:
                 if first.repository
                 else f"DIR/{first.folder} with --data-dir DIR",
             )
-    _console(LIST_COLUMNS).print(table)
+    console(LIST_COLUMNS).print(table)
 
 
 command.add_command(compare.command)

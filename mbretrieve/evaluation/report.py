@@ -278,7 +278,7 @@ def plot_trade_off(path: Path, results: Mapping[str, Sequence[TaskResult]], cost
     shared = set.intersection(*(set(of_system) for of_system in costs.values())) if costs else set()
     if not shared:
         raise DataError(f"no task for which every system tells its {cost}: nothing to draw in {path}")
-    figure, axes = _figure(6.5, 4.5)
+    drawing, axes = figure(6.5, 4.5)
     for system, of_system in costs.items():
         values, scores = zip(*(of_system[task] for task in sorted(shared)), strict=True)
         axes.scatter(sum(values) / len(shared), sum(scores) / len(shared), label=system)
@@ -288,8 +288,8 @@ def plot_trade_off(path: Path, results: Mapping[str, Sequence[TaskResult]], cost
     # Within a decade there may be no power of ten to read; over several, the numbers between would run together.
     axes.xaxis.set_minor_formatter("{x:g}" if max(places) < 10 * min(places) else "")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
+    drawing.legend(loc="outside upper center", ncols=2)
+    drawing.savefig(path, dpi=150)
 
 
 _COSTS: dict[str, tuple[str, Callable[[TaskResult], float | None]]] = {
@@ -304,7 +304,7 @@ def plot_tasks(path: Path, summary: Summary, published: Sequence[Published] = ()
     bars = {summary.results[0].model: {result.task: result.score for result in summary.results}}
     for theirs in _beside(summary, published):
         bars.setdefault(f"{theirs.model} (published)", {})[theirs.task] = theirs.value
-    figure, axes = _figure(max(6.5, 0.35 * len(tasks) * len(bars)), 4.5)
+    drawing, axes = figure(max(6.5, 0.35 * len(tasks) * len(bars)), 4.5)
     width = 0.8 / len(bars)
     for place, (system, values) in enumerate(bars.items()):
         left = (place - (len(bars) - 1) / 2) * width
@@ -314,15 +314,16 @@ def plot_tasks(path: Path, summary: Summary, published: Sequence[Published] = ()
     whole = len(tasks) + len(summary.missing)
     axes.set(ylabel="headline metric", ylim=(0, 1), title=f"{summary.title}: {len(tasks)} of {whole} tasks")
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
+    drawing.legend(loc="outside upper center", ncols=2)
+    drawing.savefig(path, dpi=150)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of its own: pyplot would open windows and keep every figure."""
+def figure(width: float, height: float) -> tuple[Any, Any]:
+    """Return a matplotlib figure of so many inches, and its axes. Raises: MissingExtraError."""
     try:
         module = importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError as error:
         raise MissingExtraError("matplotlib", "eval", "drawing reports") from error
-    figure = module.Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    # Of its own: pyplot would open windows and keep every figure.
+    drawing = module.Figure(figsize=(width, height), layout="constrained")
+    return drawing, drawing.subplots()

@@ -277,11 +277,14 @@ class VectorIndex(ABC):
         ``searched``: how many tokens, a dense vector being one, are compared with each query (flat), and how many are
         found along a graph or by inverted lists.
         """
-        with_file = "coalesce(sum(live_tokens) FILTER (WHERE name IN (SELECT folder FROM files WHERE name = ?)), 0)"
-        [(segments, windows, tokens, packed, graph, lists)] = self._catalogue.rows(
+        [(segments, windows, tokens, packed)] = self._catalogue.rows(
             "SELECT count(*), coalesce(sum(live_rows), 0), coalesce(sum(live_tokens), 0),"
-            " coalesce(sum(live_tokens) FILTER (WHERE codebook IS NOT NULL), 0),"
-            f" {with_file}, {with_file} FROM segments",  # noqa: S608 - a constant
+            " coalesce(sum(live_tokens) FILTER (WHERE codebook IS NOT NULL), 0) FROM segments"
+        )
+        [(graph, lists)] = self._catalogue.rows(
+            "SELECT coalesce(sum(live_tokens) FILTER (WHERE files.name = ?), 0),"
+            " coalesce(sum(live_tokens) FILTER (WHERE files.name = ?), 0)"
+            " FROM segments JOIN files ON folder = segments.name",
             (NEIGHBORS, LISTS),
         )
         [(sources,)] = self._catalogue.rows("SELECT count(*) FROM sources")

@@ -73,8 +73,8 @@ def sample(sources: Sequence[Source], tokens: int, seed: int = 0) -> NDArray[np.
     return np.concatenate(parts)
 
 
-def train(sources: Sequence[Source], bits: int, memory: int, seed: int = 0) -> Codebook:
-    """Train a codebook for the sources, on no more of their vectors than ``memory`` bytes allow.
+def train(sources: Sequence[Source], bits: int, tokens: int, memory: int, seed: int = 0) -> Codebook:
+    """Train a codebook on the sources for an index of so many tokens, in no more than ``memory`` bytes.
 
     Its error is that of windows none of whose tokens it was trained on: tokens of one text are more alike.
     """
@@ -84,11 +84,12 @@ def train(sources: Sequence[Source], bits: int, memory: int, seed: int = 0) -> C
         [source._replace(rows=source.rows[some ^ flip]) for source, some in zip(sources, held, strict=True)]
         for flip in (True, False)
     )
-    live, enough = sum(source.tokens for source in sources), sum(source.tokens for source in unseen) >= LOSS_TOKENS
+    enough = sum(source.tokens for source in unseen) >= LOSS_TOKENS
+    lists = plan.lists(tokens)
     # Training holds the sample some eight times over: as it came, rotated, less its centroids, coded, decoded.
     most = max(1024, memory // (32 * sources[0].vectors.shape[1]))
-    drawn = sample(seen if enough else sources, min(plan.SAMPLE_TOKENS, most))
-    codebook = train_codebook(drawn, plan.lists(live), bits)
+    drawn = sample(seen if enough else sources, min(max(plan.SAMPLE_TOKENS, plan.SAMPLE_PER_LIST * lists), most))
+    codebook = train_codebook(drawn, min(lists, max(1, len(drawn) // plan.LEAST_PER_LIST)), bits)
     return replace(codebook, error=loss(codebook, unseen)) if enough else codebook
 
 

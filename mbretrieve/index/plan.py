@@ -12,7 +12,10 @@ DRIFT_TOKENS = 1 << 17
 DRIFT = 1.15
 """A codebook is too old for vectors of which it loses so many times what it lost of those it was trained on."""
 SAMPLE_TOKENS = 1 << 17
-"""A codebook is trained on at most so many tokens."""
+SAMPLE_PER_LIST = 32
+"""A codebook is trained on so many tokens, or so many for each of its lists if that is more."""
+LEAST_PER_LIST = 8
+"""It has fewer lists if there are not so many tokens for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,11 @@ not found then counts as what lies at the bottom of the lists."""
 
 def effort(tokens: int, k: int) -> Effort:
     """Return how far to search an index of ``tokens`` packed tokens for the best ``k`` documents."""
-    least = next(row.effort for row in TABLE if tokens <= row.tokens)
+    return widened(next(row.effort for row in TABLE if tokens <= row.tokens), k)
+
+
+def widened(least: Effort, k: int) -> Effort:
+    """Return an effort, or as much more as the best ``k`` documents ask for."""
     # Candidates are ranked by an estimate: to find the best k, more of them have to be scored.
     rescore = min(8 * k, 2 * k + 1200)
     return Effort(

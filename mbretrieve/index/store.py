@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from mbretrieve.errors import DataError, IndexBusyError
-from mbretrieve.index.catalogue import Catalogue, checksum, damaged, put_meta, translated
+from mbretrieve.index.catalogue import BUSY_SECONDS, Catalogue, checksum, damaged, put_meta, translated
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.inverting import Inverter
 from mbretrieve.index.lock import writer_lock
@@ -131,6 +131,10 @@ class Writer:
         with self._changing():
             put_meta(self._database, "settings", settings)
 
+    def expect(self, tokens: int) -> None:
+        """Say about how many tokens the index will have in the end: a codebook trained on the first suits them all."""
+        self._vectors.expected = tokens
+
     def known(self, content_hashes: Collection[str]) -> set[str]:
         """Return those of the content hashes that ``add_same`` can name, uncommitted ones included."""
         return self._catalogue.known(content_hashes)
@@ -159,7 +163,10 @@ class Writer:
             self._commit()
         with translated(self._index):
             self._database.execute("VACUUM")
+            # Readers of an earlier generation need the log; whoever closes the database last drops it.
+            self._database.execute("PRAGMA busy_timeout = 0")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._database.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
 
     def _commit(self) -> None:
         self._vectors.finish()

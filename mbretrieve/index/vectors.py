@@ -39,6 +39,7 @@ class VectorStore:
         self._segment: SegmentWriter | None = None
         self._segment_key = 0  # of the segment being written; 0 is nobody's
         self._codebooks: dict[int, Codebook] = {}
+        self.expected = 0
 
     def sweep(self) -> None:
         """Remove the folders that the catalogue does not name."""
@@ -142,7 +143,7 @@ class VectorStore:
         packs = self._catalogue.bits is not None
         if packs and self._raw_tokens() > (0 if self._catalogue.codebooks() else plan.EXACT_TOKENS):
             self._pack_raw(patient=False)
-        if packs and retrain and self._catalogue.codebooks():
+        if packs and retrain and self._catalogue.codebooks() and self._sizes():
             self._retrain()
         for keys in segments_of_one_sort(self._sizes()):
             self._merge(keys)
@@ -160,6 +161,11 @@ class VectorStore:
     def _raw_tokens(self) -> int:
         [(tokens,)] = self._catalogue.rows("SELECT coalesce(sum(live_tokens), 0) FROM segments WHERE codebook IS NULL")
         return int(tokens)
+
+    def _all_tokens(self) -> int:
+        """Return how many tokens the index has, or is expected to have soon."""
+        [(tokens,)] = self._catalogue.rows("SELECT coalesce(sum(live_tokens), 0) FROM segments")
+        return max(int(tokens), self.expected)
 
     def _merge(self, keys: Collection[int]) -> None:
         """Copy the live windows of some segments, raw or of one codebook, into one."""
@@ -217,7 +223,8 @@ class VectorStore:
         """Pack every live window again, under one codebook trained for all of them."""
         from mbretrieve.index.packing import Decoded, Source, pack, runs, train
 
-        segments = [self._map(record) for record in self._catalogue.segments()]
+        living = {size.key for size in self._sizes()}
+        segments = [self._map(record) for record in self._catalogue.segments() if record.key in living]
         windows = [self._catalogue.windows(segment.record.key) for segment in segments]
         sources = []
         for segment, some in zip(segments, windows, strict=True):
@@ -226,7 +233,7 @@ class VectorStore:
             sources.append(Source(vectors, segment.offsets, some[:, 3]))
         bits = self._catalogue.bits
         assert bits is not None
-        codebook = train(sources, bits, self._memory)
+        codebook = train(sources, bits, self._all_tokens(), self._memory)
         key = self._put_codebook(codebook)
         for source, some in zip(sources, windows, strict=True):
             for first, last in runs(source, PACK_TOKENS):
@@ -284,13 +291,12 @@ class VectorStore:
                 return newest.key, codebook
             if few:
                 return None
-        trained = train(sources, bits, self._memory)
+        trained = train(sources, bits, self._all_tokens(), self._memory)
         return self._put_codebook(trained), trained
 
     def _put_codebook(self, codebook: "Codebook") -> int:
         name, files = store_codebook(self._index, codebook)
-        [(tokens,)] = self._catalogue.rows("SELECT coalesce(sum(live_tokens), 0) FROM segments")
-        fields = (name, codebook.bits, len(codebook.centroids), tokens, codebook.error)
+        fields = (name, codebook.bits, len(codebook.centroids), self._all_tokens(), codebook.error)
         cursor = self._database.execute(
             "INSERT INTO codebooks (name, bits, lists, tokens, error, checksum) VALUES (?, ?, ?, ?, ?, '')", fields
         )

@@ -192,8 +192,8 @@ def load_view(catalogue: Catalogue) -> View:
         raise damaged(catalogue.index, "a segment's codebook is not there")
     segments = [open_segment(catalogue.index, record, layout, catalogue.dim, books) for record in records]
     for segment in segments:
-        if isinstance(segment, RawSegment):
-            _ = segment.near  # mapped now: a writer may drop the segment before the first search needs it
+        # Mapped now: a writer may drop the segment before the first search needs it.
+        _ = segment.lists if isinstance(segment, PackedSegment) else segment.near
     windows = catalogue.windows()
     content, window, named, row, tokens = windows[:, :5].T
     keys = np.array([record.key for record in records], dtype=np.int64)

@@ -22,11 +22,16 @@ def test_bits_are_kept_and_told(repo: Path, mbretrieve: Command, bits: int) -> N
     assert mbretrieve("index", repo, "--bits", bits, "--memory", "64MiB").status == 0
     record = json.loads(mbretrieve("status", "--json").out)
     assert record["bits"] == bits
-    assert record["lists"] == [32]
+    [lists] = record["lists"]
+    assert 0 < lists < record["tokens"]
     assert record["segments"] == 1
     assert 0 < record["bytes_per_token"] <= record["bytes"] / record["tokens"]
     shown = mbretrieve("status").out
-    for line in (f"bits:       {bits} a dimension", "lists:      32", f"vectors {record['bytes_per_token']} bytes per"):
+    for line in (
+        f"bits:       {bits} a dimension",
+        f"lists:      {lists}",
+        f"vectors {record['bytes_per_token']} bytes per",
+    ):
         assert line in shown
     found = json.loads(mbretrieve("search", "read the configuration file", "-k", 1, "--json").out)
     assert found[0]["metadata"]["name"] == "read_config"
