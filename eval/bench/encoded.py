@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,10 +56,7 @@ def read_rows(pairs: Path, sizes: list[int]) -> list[Rows]:
     ends = [QUERIES]
     for size in sizes:
         ends.append(ends[-1] + size)
-    return [
-        Rows([function for function, _ in rows[first:last]], questions)
-        for first, last in zip(ends, ends[1:], strict=False)
-    ]
+    return [Rows([function for function, _ in rows[first:last]], questions) for first, last in pairwise(ends)]
 
 
 def encode(folder: Path, rows: Rows) -> None:

@@ -56,10 +56,11 @@ def recalls(found: dict[str, list[dict[str, float]]], wanted: list[dict[str, flo
 def searched(folder: Path, index: Path, wanted: list[dict[str, float]]) -> dict[str, Any]:
     """Time searches on one thread and on all, and measure recall."""
     rankings = index.with_suffix(".rankings")
-    by_threads = {threads: run("search", threads, vectors=str(folder), index=str(index)) for threads in (CORES,)}
     one = run("search", 1, vectors=str(folder), index=str(index), rankings=str(rankings))
+    cores = run("search", CORES, vectors=str(folder), index=str(index))
     found = json.loads(rankings.read_text())
-    return recalls(found, wanted) | {"one_thread": one, "all_cores": by_threads[CORES]}
+    rankings.unlink()
+    return recalls(found, wanted) | {"one_thread": one, "all_cores": cores}
 
 
 def measure(folder: Path, bits: list[int], memory: int) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def many(folder: Path, tokens: int, memory: int) -> dict[str, Any]:
 def peer(python: Path, folder: Path, limit: int) -> dict[str, Any]:
     """Run PyLate with fast-plaid on the same vectors, on one thread; say plainly if it does not finish."""
     place, out = fresh(folder / "peer"), folder / "peer.json"
-    command = [str(python), str(HERE / "peers" / "fast_plaid.py"), str(folder), str(place), str(out)]
+    command = [str(python), str(HERE / "peers" / "pylate_fast_plaid.py"), str(folder), str(place), str(out)]
     try:
         done = subprocess.run(command, env=_environment(1), check=False, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -146,12 +147,8 @@ def main() -> None:
             large["update"] = run("update", CORES, vectors=str(folders[1]), index=index, others=str(folders[0]))
             result["sizes"].append(large)
             before, after = (size["bits"][DEFAULT_BITS]["search"] for size in result["sizes"])
-            result["growth"] = {
-                "tokens": round(large["tokens"] / result["sizes"][0]["tokens"], 2),
-                **{
-                    name: round(after[name]["p50_ms"] / before[name]["p50_ms"], 2)
-                    for name in ("one_thread", "all_cores")
-                },
+            result["growth"] = {"tokens": round(large["tokens"] / result["sizes"][0]["tokens"], 2)} | {
+                name: round(after[name]["p50_ms"] / before[name]["p50_ms"], 2) for name in ("one_thread", "all_cores")
             }
         for folder in folders:
             fresh(folder / f"index-{DEFAULT_BITS}bit")

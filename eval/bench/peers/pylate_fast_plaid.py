@@ -1,7 +1,8 @@
-"""PyLate with fast-plaid on vectors on disk, in an environment of its own: ``python fast_plaid.py FOLDER INDEX OUT``.
+"""PyLate with fast-plaid on vectors on disk, in an environment of its own.
 
-FOLDER is one of ``encoded.py``; INDEX a folder to make; OUT gets the figures as JSON, with what was found. Everything
-but the number of threads is as PyLate sets it. Imports nothing of mbretrieve.
+``python pylate_fast_plaid.py FOLDER INDEX OUT``: FOLDER is one of ``encoded.py``; INDEX a folder to make; OUT gets the
+figures as JSON, with what was found. Everything but the number of threads is as PyLate sets it. Imports nothing of
+mbretrieve.
 """
 
 import json
@@ -10,16 +11,17 @@ import resource
 import sys
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
-THREADS = os.environ["OMP_NUM_THREADS"]
-os.environ["RAYON_NUM_THREADS"] = THREADS
+os.environ.setdefault("RAYON_NUM_THREADS", os.environ["OMP_NUM_THREADS"])  # before Rust's threads are started
 
 import numpy as np
 import torch
 from pylate import indexes
 
 K, DEEP = 10, 100
+THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 
 def ranked(found: list[list[dict]]) -> list[dict[str, float]]:
@@ -28,15 +30,15 @@ def ranked(found: list[list[dict]]) -> list[dict[str, float]]:
 
 def main() -> None:
     folder, place, out = map(Path, sys.argv[1:])
-    torch.set_num_threads(int(THREADS))
+    torch.set_num_threads(THREADS)
     offsets = np.load(folder / "off.npy")
     x = np.load(folder / "x.npy", mmap_mode="r")
-    documents = [np.array(x[first:last], dtype=np.float32) for first, last in zip(offsets, offsets[1:], strict=False)]
+    documents = [np.array(x[first:last], dtype=np.float32) for first, last in pairwise(offsets)]
     with np.load(folder / "q.npz") as stored:
         queries = [stored[name].astype(np.float32) for name in stored.files[:300]]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     index = indexes.PLAID(
-        index_folder=str(place), index_name="peer", override=True, device="cpu", num_threads=int(THREADS),
+        index_folder=str(place), index_name="peer", override=True, device="cpu", num_threads=THREADS,
         show_progress=False,
     )  # fmt: skip
     began = time.perf_counter()
@@ -55,7 +57,7 @@ def main() -> None:
     tokens = int(offsets[-1])
     figures = {
         "versions": {name: version(name) for name in ("pylate", "fast-plaid", "torch")},
-        "threads": int(THREADS),
+        "threads": THREADS,
         "tokens": tokens,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(tokens / seconds),
