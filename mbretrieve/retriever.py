@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -39,6 +40,7 @@ FUSIONS = {"weighted": weighted_sum, "rrf": reciprocal_rank_fusion}
 LEXICAL_WEIGHT = 0.1  # see README, "How the ranking was chosen"
 DEPTH = 200  # candidates that each ranking gives to fusion, at least
 SURE = 8  # a search looks as far as it would for the best of an eighth of them
+ALONE = 4  # a quarter of them may be found by words alone
 MARKED_LINES = 3
 MARKED_SHARE = 0.5  # a line is marked if it has at least this share of the best line's score
 
@@ -420,18 +422,24 @@ class Retriever:
     ) -> list[tuple[dict[str, Match], dict[str, Match]]]:
         """Return for each query what hybrid search joins, by document id: matches by meaning, and by words.
 
-        The best ``depth`` of each ranking; those found by words alone are scored by meaning too, so that none is
-        thought worthless only because it was not fetched.
+        The best ``depth`` of each ranking; the best of those found by words alone are scored by meaning too, so that
+        none of them is thought worthless only because it was not fetched, and the others are left out.
         """
         vectors = self.model.encode_queries(queries)
         # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
         effort = self.index.effort(max(1, depth // SURE))
         semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids, effort=effort)]
         lexical = [_by_id(found) for found in self.index.lexical(queries, depth, where=where, ids=ids)]
-        missing = [words.keys() - meaning.keys() for meaning, words in zip(semantic, lexical, strict=True)]
+        missing = [
+            list(islice((id for id in words if id not in meaning), max(1, depth // ALONE)))
+            for meaning, words in zip(semantic, lexical, strict=True)
+        ]
         for meaning, found in zip(semantic, self.index.score(vectors, missing), strict=True):
             meaning |= _by_id(found)
-        return list(zip(semantic, lexical, strict=True))
+        return [
+            (meaning, {id: match for id, match in words.items() if id in meaning})
+            for meaning, words in zip(semantic, lexical, strict=True)
+        ]
 
     def _hits(self, found: Sequence[Sequence[Match]]) -> list[list[Hit]]:
         documents = {d.id: d for d in self.index.documents({match.id for matches in found for match in matches})}

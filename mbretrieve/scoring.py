@@ -55,15 +55,16 @@ class CompressedTokens(NamedTuple):
         parts = query.view(len(query), groups, width).permute(1, 2, 0)  # (groups, width, I)
         products = torch.from_numpy(self.residuals) @ parts  # (stages, groups, 256, I)
         scores = torch.cat([products.flatten(0, 2), coarse.T])
-        first_entries = self._first_entries()
+        first_entries = self._first_entries().numpy()
         first_centroid = len(scores) - len(self.centroids)
 
         def score(places: Places) -> Tensor:
-            codes = self._codes(places)
-            chosen = torch.empty((len(codes), codes.shape[1] + 1), dtype=torch.int32)
-            torch.add(codes, first_entries, out=chosen[:, :-1])
-            torch.add(self._assignments(places), first_centroid, out=chosen[:, -1])
-            return torch.nn.functional.embedding_bag(chosen, scores, mode="sum")
+            codes = _take(self.codes, places)
+            # numpy adds in the calling thread; torch would wake its other ones for what takes some microseconds.
+            chosen = np.empty((len(codes), codes.shape[1] + 1), dtype=np.int32)
+            np.add(codes, first_entries, out=chosen[:, :-1])
+            np.add(_take(self.assignments, places), first_centroid, out=chosen[:, -1], dtype=np.int32)
+            return torch.nn.functional.embedding_bag(torch.from_numpy(chosen), scores, mode="sum")
 
         return score
 

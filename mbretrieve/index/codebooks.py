@@ -215,8 +215,11 @@ def save_coarse(folder: Path, coarse: Coarse) -> list[str]:
 
 
 def load_codebook(folder: Path) -> Codebook:
-    """Read a codebook into memory. Raises: IndexFormatError naming the file that is missing, cut short, or does not
-    hold what it must."""
+    """Read a codebook into memory.
+
+    Raises: FileNotFoundError, for who reads an index may only have come too late; IndexFormatError naming the file that
+    is cut short or does not hold what it must.
+    """
     coarse = load_coarse(folder)
     residuals = _read(folder / "residuals.npy", np.float32, (None, None, 256, None))
     stages, groups, _, width = residuals.shape
@@ -253,6 +256,8 @@ def _read(path: Path, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArra
     try:
         # Mapped first: an array larger than its file is then refused, not allocated.
         array = np.array(np.lib.format.open_memmap(path, mode="r"))
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, OverflowError) as error:
         raise _damaged(path, str(error).partition("\n")[0]) from None
     if array.dtype != np.dtype(dtype).newbyteorder("<") or array.ndim != len(shape):

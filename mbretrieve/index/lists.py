@@ -90,7 +90,11 @@ class Lists:
             raise self._damaged(f"it has {len(self.file):,} bytes, not {self._starts[-1]:,}")
         entries = products.astype(np.float64)
         self._reach = float(np.sqrt(((entries[:, :, None] - entries[:, None]) ** 2).sum(axis=3)).max())
-        self._index = _fast_scan(path, products, self.sizes, self._starts)
+        try:
+            self._index = _fast_scan(path, products, self.sizes, self._starts)
+        except RuntimeError:  # FAISS's word for a file that it cannot open: it does so by name, once more
+            path.stat()
+            raise
 
     def search(
         self,

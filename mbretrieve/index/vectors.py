@@ -143,7 +143,7 @@ class VectorStore:
         packs = self._catalogue.bits is not None
         if packs and self._raw_tokens() > (0 if self._catalogue.codebooks() else plan.EXACT_TOKENS):
             self._pack_raw(patient=False)
-        if packs and retrain and self._catalogue.codebooks():
+        if packs and retrain and self._catalogue.codebooks() and self._sizes():
             self._retrain()
         for keys in segments_of_one_sort(self._sizes()):
             self._merge(keys)
@@ -223,7 +223,8 @@ class VectorStore:
         """Pack every live window again, under one codebook trained for all of them."""
         from mbretrieve.index.packing import Decoded, Source, pack, runs, train
 
-        segments = [self._map(record) for record in self._catalogue.segments()]
+        living = {size.key for size in self._sizes()}
+        segments = [self._map(record) for record in self._catalogue.segments() if record.key in living]
         windows = [self._catalogue.windows(segment.record.key) for segment in segments]
         sources = []
         for segment, some in zip(segments, windows, strict=True):

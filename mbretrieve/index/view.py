@@ -182,6 +182,9 @@ def load_view(catalogue: Catalogue) -> View:
     if any(record.codebook is not None and record.codebook not in books for record in records):
         raise damaged(catalogue.index, "a segment's codebook is not there")
     segments = [open_segment(catalogue.index, record, layout, catalogue.dim, books) for record in records]
+    for segment in segments:
+        if isinstance(segment, PackedSegment):
+            _ = segment.lists  # mapped now: a writer may drop the segment before the first search needs them
     windows = catalogue.windows()
     content, window, named, row, tokens = windows[:, :5].T
     keys = np.array([record.key for record in records], dtype=np.int64)

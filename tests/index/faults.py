@@ -5,13 +5,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mbretrieve.index import Entry, MultiVectorIndex
+from tests.index.packed import tiny
 
 NOBODY = 65534
 
@@ -33,6 +36,31 @@ def make(path: Path, documents: int = 6) -> None:
             writer.set_source("s.py", {"size": 1})
             writer.set_settings({"a": [1]})
             writer.delete(["d1"])
+
+
+def make_packed(path: Path, documents: int = 6) -> None:
+    """What ``make`` makes, with more vectors: packed segments of several codebooks, and a raw one."""
+    with pytest.MonkeyPatch.context() as patch, MultiVectorIndex.create(path, 4, {"name": "m"}) as index:
+        tiny(patch)
+        for shift in range(4):
+            with index.writer() as writer:
+                first, last = shift * documents // 2, (shift + 1) * documents // 2
+                writer.add([packed_entry(i, i, "s.py" if shift > 1 else None) for i in range(first, last)])
+        with index.writer() as writer:
+            writer.add([entry(100, 1.5)])
+            writer.set_source("s.py", {"size": 1})
+            writer.set_settings({"a": [1]})
+            writer.delete(["d1"])
+        status = index.status()
+        assert 0 < status["packed_tokens"] < status["tokens"]
+
+
+def packed_entry(i: int, value: float, source: str | None = None, tokens: int = 30) -> Entry:
+    """A document of two windows of ``tokens`` vectors each, drawn for ``value``."""
+    random = np.random.default_rng(int(value))
+    plain = entry(i, value, source)
+    vectors = [(random.standard_normal((tokens, 4)) + window).astype(np.float32) for window in (i % 3, 2)]
+    return replace(plain, vectors=vectors)
 
 
 def everything(index: Any) -> Any:
@@ -68,16 +96,25 @@ def in_child(work: Callable[[], None], *, user: int | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def dying_at(step: int, work: Callable[[], None]) -> Callable[[], None]:
+EFFECTS = {
+    *("open", "write", "flush", "fsync", "pwrite", "ftruncate", "rename", "unlink", "mkdir", "rmdir"),
+    *("execute", "executemany", "executescript"),
+}
+"""The functions of C code by which something outlives a process."""
+
+
+def dying_at(step: int, work: Callable[[], None], *, effects: bool = False) -> Callable[[], None]:
     """Make ``work`` kill its process, with nothing cleaned up, before the step-th call that index/ makes of C code:
-    every write, sync, rename, removal and SQL statement is one."""
+    every write, sync, rename, removal and SQL statement is one; ``effects``: these are all."""
 
     def run() -> None:
         seen = 0
 
-        def profile(frame: FrameType, event: str, arg: object) -> None:
+        def profile(frame: FrameType, event: str, arg: Any) -> None:
             nonlocal seen
-            if event == "c_call" and f"{os.sep}index{os.sep}" in frame.f_code.co_filename:
+            if event != "c_call":
+                return
+            if arg.__name__ in EFFECTS if effects else f"{os.sep}index{os.sep}" in frame.f_code.co_filename:
                 seen += 1
                 if seen == step:
                     os.kill(os.getpid(), signal.SIGKILL)

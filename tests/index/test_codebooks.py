@@ -264,7 +264,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, trained: dict[int, Codebook], n
             path.write_bytes(b"PK\x03\x04" + whole[4:])
         case "object":
             np.save(path, np.array([{}]), allow_pickle=True)
-    with pytest.raises(IndexFormatError, match=f"{name}.npy") as caught:
+    with pytest.raises(FileNotFoundError if damage == "gone" else IndexFormatError, match=f"{name}.npy") as caught:
         load_codebook(tmp_path)
     assert "\n" not in str(caught.value)
 

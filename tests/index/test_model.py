@@ -1,6 +1,8 @@
 """Any sequence of adds, updates, deletes, reopenings and searches, against a dictionary and brute-force scores.
 
-Vectors are small whole numbers, so scores are exact and ties are real: the order must be the same too.
+Vectors are small whole numbers, so scores are exact and ties are real: the order must be the same too. In a packed
+index scores are those of the vectors as they are kept; and since a codebook is trained on all there is, of which no two
+hundred differ, these are near the vectors that came.
 """
 
 import contextlib
@@ -14,12 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
-from mbretrieve.index import DenseIndex, Entry, MultiVectorIndex, merging, open_index
+from mbretrieve.index import DenseIndex, Entry, Match, MultiVectorIndex, open_index
 from mbretrieve.index.words import tokenize
+from tests.index.packed import ALL, held, score, tiny
 
 DIM = 2
 MEMORY = Path("/dev/shm")  # thousands of commits; a disk would take its time for each
@@ -54,10 +57,12 @@ class Machine(RuleBasedStateMachine):
     index_class: ClassVar[type[MultiVectorIndex] | type[DenseIndex]]
     rows: ClassVar[st.SearchStrategy[list[tuple[int, ...]]]]
 
+    steps: ClassVar[int] = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(merging, "FAN", 3)  # so that a few commits already merge
+        tiny(self.patch)  # so that a few commits already merge
         self.path = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None)) / "index"
         self.model: dict[str, Stored] = {}
         self.hashes = 0
@@ -142,6 +147,21 @@ class Machine(RuleBasedStateMachine):
                 writer.add([self.draw_entry(data, "other")[0], bad])
         self.model[ids[0]] = stored
 
+    @rule(retrain=st.booleans())
+    def compact(self, retrain: bool) -> None:
+        self.index.compact(retrain=retrain)
+        segments = self.index.status()["segments"]
+        assert len(list((self.path / "segments").iterdir() if segments else [])) == segments
+
+    @rule(data=st.data(), id=IDS, retrain=st.booleans())
+    def compact_what_is_not_committed_yet(self, data: st.DataObject, id: str, retrain: bool) -> None:
+        entry, _ = self.draw_entry(data, id)
+        with self.index.writer() as writer:
+            writer.add([entry])
+            writer.delete([id])
+            writer.compact(retrain=retrain)
+        self.model.pop(id, None)
+
     @rule()
     def reopen(self) -> None:
         self.index.close()
@@ -157,21 +177,24 @@ class Machine(RuleBasedStateMachine):
     )
     def search(self, queries: st.DataObject, k: int, where: tuple[Any, Any], ids: set[str] | None) -> None:
         drawn = [np.array(rows, np.float32) for rows in queries.draw(st.lists(self.rows, min_size=1, max_size=3))]
-        found = self.index.search(self.as_queries(drawn), k, where=where[0], ids=ids)
+        found = self.index.search(self.as_queries(drawn), k, where=where[0], ids=ids, effort=ALL)
         named = self.index.score(self.as_queries(drawn), [list(self.model)] * len(drawn))
         for query, matches, scored in zip(drawn, found, named, strict=True):
-            best: dict[str, tuple[float, int]] = {}
-            for id, stored in self.model.items():
-                scores = [self.score(query, window) for window in stored.windows]
-                best[id] = max(scores), int(np.argmax(scores))
-            assert {m.id: (m.score, m.window) for m in scored} == best
-            assert all(m.span == self.model[m.id].spans[m.window] for m in scored)
-            passing = [
+            passing = {
                 id for id, stored in self.model.items() if where[1](stored.metadata) and (ids is None or id in ids)
-            ]
-            expected = sorted((-best[id][0], id) for id in passing)[:k]
-            assert [(-m.score, m.id) for m in matches] == expected
-            assert all(m.window == best[m.id][1] for m in matches)
+            }
+            self.check_ranking(query, scored, set(self.model), len(self.model))
+            self.check_ranking(query, matches, passing, k)
+
+    def check_ranking(self, query: NDArray[Any], matches: list[Match], passing: set[str], k: int) -> None:
+        best: dict[str, tuple[float, int]] = {}
+        for id in passing:
+            scores = [self.score(query, window) for window in self.model[id].windows]
+            best[id] = max(scores), int(np.argmax(scores))
+        expected = sorted((-best[id][0], id) for id in passing)[:k]
+        assert [(-m.score, m.id) for m in matches] == expected
+        assert all(m.window == best[m.id][1] for m in matches)
+        assert all(m.span == self.model[m.id].spans[m.window] for m in matches)
 
     @rule(query=st.sampled_from(["pars", "parse", "parser", "x", "日", "ctx", "nothing"]), where=st.sampled_from(WHERE))
     def search_words(self, query: str, where: tuple[Any, Any]) -> None:
@@ -192,6 +215,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def documents_are_those_of_the_model(self) -> None:
+        type(self).steps += 1
         if not hasattr(self, "index"):
             return
         found = {document.id: document for document in self.index.scan()}
@@ -227,8 +251,77 @@ class DenseMachine(Machine):
         return np.concatenate(rows)
 
 
-FEW = settings(max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TestMultiVector = MultiVectorMachine.TestCase
-TestMultiVector.settings = FEW
-TestDense = DenseMachine.TestCase
-TestDense.settings = FEW
+class PackedMachine(MultiVectorMachine):
+    """Packed after the first commit, which holds all vectors that can come; later ones come raw, and wait or are packed
+    under new codebooks. No vector is lost among its neighbours: they are 1 apart."""
+
+    bits = 2
+    rows = st.lists(ROW, min_size=1, max_size=6)
+    every = np.array([(x, y) for x in range(-3, 4) for y in range(-3, 4)], np.float32)
+    thresholds: ClassVar[dict[str, float]] = {"DRIFT_TOKENS": 1, "MOST_CODEBOOKS": 100}
+
+    @initialize()
+    def create(self) -> None:
+        tiny(self.patch, **self.thresholds)
+        self.index = MultiVectorIndex.create(self.path, DIM, bits=self.bits)
+        stored = Stored([self.every], [(0, 0)], "", {}, None, "every")
+        with self.index.writer() as writer:
+            writer.add([Entry("every", [self.every], [(0, 0)], "", "ctx", content_hash="every")])
+        self.model["every"] = stored
+        assert self.index.status()["packed_tokens"] == len(self.every)
+
+    def check_ranking(self, query: NDArray[Any], matches: list[Match], passing: set[str], k: int) -> None:
+        windows = held(self.path)
+        assert windows.keys() == self.model.keys()
+        scores = {id: score(query, windows[id]) for id in passing}
+        for match in matches:
+            assert match.score == pytest.approx(scores[match.id], abs=1e-4)
+            assert match.score == pytest.approx(score(query, [windows[match.id][match.window]]), abs=1e-4)
+            assert match.span == self.model[match.id].spans[match.window]
+        assert matches == sorted(matches, key=lambda match: (-match.score, match.id))
+        found = {match.id for match in matches}
+        assert found <= passing
+        assert len(found) == len(matches) == min(k, len(passing))
+        assert all(scores[id] <= matches[-1].score + 1e-4 for id in passing - found)
+
+    @invariant()
+    def vectors_are_those_that_came(self) -> None:
+        if not hasattr(self, "index"):
+            return
+        for id, windows in held(self.path).items():
+            assert [len(window) for window in windows] == [len(window) for window in self.model[id].windows]
+            for window, came in zip(windows, self.model[id].windows, strict=True):
+                np.testing.assert_allclose(window, came, atol=self.loss)
+
+    loss = 0.4
+
+
+class LossyMachine(PackedMachine):
+    """One bit a dimension, and codebooks kept for vectors that they were not trained on: some wait, some lose much."""
+
+    bits = 1
+    thresholds: ClassVar[dict[str, float]] = {"DRIFT_TOKENS": 10, "MOST_CODEBOOKS": 2}
+    loss = 9.0
+
+
+MACHINES = [MultiVectorMachine, DenseMachine, PackedMachine, LossyMachine]
+
+
+def run(machine: type[Machine], examples: int) -> None:
+    some = settings(
+        max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    machine.steps = 0
+    run_state_machine_as_test(machine, settings=some)
+    print(f"{machine.__name__}: {machine.steps:,} steps")
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_index_is_a_dictionary_with_exact_scores(machine: type[Machine]) -> None:
+    run(machine, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_index_is_a_dictionary_with_exact_scores_after_many_steps(machine: type[Machine]) -> None:
+    run(machine, 1000)

@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError, MbretrieveError
 from mbretrieve.index import DenseIndex, MultiVectorIndex, merging, open_index
 from mbretrieve.index.catalogue import FORMAT, put_meta
-from tests.index.faults import NOBODY, dying_at, entry, everything, in_child, make
+from tests.index.faults import NOBODY, dying_at, entry, everything, in_child, make, make_packed
 
 
 @pytest.fixture
@@ -244,8 +244,9 @@ def test_every_answer_is_of_one_generation_while_another_process_writes(path: Pa
     assert len({min(scores) for scores in seen}) > 3, "the readers saw hardly any commit"
 
 
-def test_threads_share_one_reader(path: Path) -> None:
-    make(path)
+@pytest.mark.parametrize("made", [make, make_packed])
+def test_threads_share_one_reader(path: Path, made: Callable[[Path], None]) -> None:
+    made(path)
     with open_index(path) as index:
         expected = everything(index)
         results: list[Any] = []
@@ -372,12 +373,13 @@ def test_after_an_error_nothing_more_is_written(path: Path) -> None:
 
 
 def harm_places(path: Path) -> list[Path]:
-    return [path / "catalog.sqlite", *sorted((path / "segments").glob("*/*"))]
+    return [path / "catalog.sqlite", *sorted(path.glob("segments/*/*")), *sorted(path.glob("codebooks/*/*"))]
 
 
+@pytest.mark.parametrize("made", [make, make_packed])
 @pytest.mark.parametrize("how", ["remove", "empty", "truncate", "lengthen", "garbage"])
-def test_a_file_that_is_not_what_it_was_is_named(path: Path, how: str) -> None:
-    make(path)
+def test_a_file_that_is_not_what_it_was_is_named(path: Path, how: str, made: Callable[[Path], None]) -> None:
+    made(path)
     for file in harm_places(path):
         content = file.read_bytes()
         if how == "remove":
@@ -417,8 +419,7 @@ def test_a_changed_byte_is_found_or_changes_nothing(
     harmless: tuple[Path, Any], place: float, mask: int, which: int
 ) -> None:
     path, expected = harmless
-    places = harm_places(path)
-    file = places[max(0, which - 5) % len(places)]  # the catalogue, where most can go wrong, more often
+    file = harm_places(path)[max(0, which - 5)]  # the catalogue, where most can go wrong, more often
     content = bytearray(file.read_bytes())
     at = int(place * len(content))
     content[at] ^= mask
@@ -434,11 +435,43 @@ def test_a_changed_byte_is_found_or_changes_nothing(
         file.write_bytes(original)
 
 
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255), data=st.data())
+def test_a_changed_byte_of_packed_vectors_is_found_and_never_answers_otherwise(
+    harmless_packed: tuple[Path, Any], place: float, mask: int, data: st.DataObject
+) -> None:
+    path, expected = harmless_packed
+    file = data.draw(st.sampled_from(harm_places(path)[1:]))
+    original = file.read_bytes()
+    at = int(place * len(original))
+    file.write_bytes(original[:at] + bytes([original[at] ^ mask]) + original[at + 1 :])
+    try:
+        with open_index(path) as index:
+            problems = index.verify()
+            assert any(str(file) in problem for problem in problems), f"byte {at} of {file}: {problems}"
+        with open_index(path) as index:
+            found: Any = None
+            with contextlib.suppress(IndexFormatError):
+                found = everything(index)
+            assert found in (None, expected), f"byte {at} of {file}"
+    finally:
+        file.write_bytes(original)
+
+
+@pytest.fixture(scope="module")
+def harmless_packed() -> Iterator[tuple[Path, Any]]:
+    yield from harmless_index(make_packed)
+
+
 @pytest.fixture(scope="module")
 def harmless() -> Iterator[tuple[Path, Any]]:
+    yield from harmless_index(make)
+
+
+def harmless_index(made: Callable[[Path], None]) -> Iterator[tuple[Path, Any]]:
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
-    make(folder / "index")
+    made(folder / "index")
     yield folder / "index", state(folder / "index")
     shutil.rmtree(folder)
 
