@@ -1,5 +1,6 @@
 """How much of an index a search looks at: one table, by the number of tokens in the index."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def widened(least: Effort, k: int) -> Effort:
 def lists(tokens: int) -> int:
     """Return how many lists a codebook is to have that is trained when an index has so many tokens.
 
-    Four times the square root, to the next power of two below: it then suits an index of sixteen times the size, too.
+    Four times the square root, to the nearest power of two: it then suits an index of sixteen times the size, too, and
+    what is left to be coded is small (with 2 bits a dimension, nDCG@10 gains from every doubling).
     """
-    root = 4 * max(tokens, 1) ** 0.5
-    return min(1 << 16, max(16, 1 << (int(root).bit_length() - 1)))
+    return int(min(1 << 16, max(16, 2 ** round(math.log2(4 * math.sqrt(max(tokens, 1)))))))

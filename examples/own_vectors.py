@@ -1,0 +1,46 @@
+"""The index alone, with vectors of your own: many a document, or one.
+
+Nothing here loads a model. Up to some hundred thousand vectors every one is compared; beyond that the index packs them,
+and ``effort`` says how far a search looks.
+"""
+
+import tempfile
+
+import numpy as np
+
+from mbretrieve.index import DenseIndex, Effort, MultiVectorIndex
+
+
+def unit_rows(rows: int, dim: int, seed: int) -> np.ndarray:
+    """Stand-ins for what an encoder of yours gives."""
+    vectors = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def main() -> None:
+    """Make an index of each kind, change it and search it."""
+    with tempfile.TemporaryDirectory() as folder:
+        with MultiVectorIndex.create(f"{folder}/tokens.index", dim=32, bits=4) as index:
+            pages = [unit_rows(rows=20 + page, dim=32, seed=page) for page in range(100)]
+            index.add([f"page {i}" for i in range(100)], pages, [{"chapter": i // 10} for i in range(100)])
+            index.add(
+                ["page 7"], [pages[7][:5]]
+            )  # in the place of the one with its id; what readers hold stays as it was
+            index.delete(["page 8", "page 9"])
+            query = pages[42][:8]
+            for match in index.search([query], k=3)[0]:
+                print(f"{match.score:6.2f}  {match.id}")
+            [in_chapter] = index.search([query], k=3, where={"chapter": {"lt": 3}})
+            print("in the first three chapters:", [match.id for match in in_chapter])
+            [thorough] = index.search([query], k=1, effort=Effort(probes=64, tokens=4096, rescore=1000))
+            print(
+                "looking further:", thorough[0].id, "- every document:", index.search([query], k=1, exact=True)[0][0].id
+            )
+
+        with DenseIndex.create(f"{folder}/dense.index", dim=32) as index:
+            index.add([f"note {i}" for i in range(100)], unit_rows(100, 32, seed=1))
+            print("one vector each:", [match.id for match in index.search(unit_rows(100, 32, seed=1)[5:6], k=2)[0]])
+
+
+if __name__ == "__main__":
+    main()
