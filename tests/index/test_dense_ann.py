@@ -86,7 +86,9 @@ def test_the_default_effort_finds_nearly_all(large: tuple[DenseIndex, Floats, pl
     everything = np.arange(DOCUMENTS)
     assert recall(index.search(queries, 10), queries, vectors, everything) >= 0.95
     assert recall(index.search(queries, 100), queries, vectors, everything) >= 0.95
-    assert index.search(queries, 10) == [index.search(query[None], 10)[0] for query in queries]
+    together, alone = index.search(queries, 10), [index.search(query[None], 10)[0] for query in queries]
+    shared = [len({m.id for m in one} & {m.id for m in other}) for one, other in zip(together, alone, strict=True)]
+    assert np.mean(shared) >= 9.9  # a product of matrices rounds otherwise than one with a vector
 
 
 def test_full_effort_is_exact(large: tuple[DenseIndex, Floats, plan.Search]) -> None:
@@ -216,10 +218,16 @@ def test_a_damaged_file_is_named_and_made_again(
                 with pytest.raises(IndexFormatError, match=name):
                     index.search(vectors, 10)
             file.write_bytes(sound)
-    made = derived.derive(segment, np.load(segment / "vectors.npy", mmap_mode="r"), 1 << 30)
-    assert {"vectors.npy", *made} == names
-    with open_index(tmp_path / "index") as index:
-        assert index.search(queries, 10) == before
+    for name in derived.FILES[search]:
+        [segment] = (tmp_path / "index" / "segments").iterdir()
+        flip(segment / name, 200)
+        with open_index(tmp_path / "index") as index:
+            [line] = index.repair()
+            assert name in line
+            assert index.verify() == []
+            overlap = [len(set(one) & set(other)) for one, other in zip(index.search(queries, 10), before, strict=True)]
+            assert np.mean(overlap) >= 9.5  # several threads do not build the same graph twice
+            assert index.status()["searched"][search] == 1500
 
 
 def test_a_missing_file_is_named(tmp_path: Path, search: plan.Search) -> None:
