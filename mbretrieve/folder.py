@@ -191,7 +191,8 @@ def sync(
 
 
 def _same(state: dict[str, Any], file: SourceFile, options: WalkOptions) -> bool:
-    return (state["size"], state["mtime_ns"], state["unit"]) == (file.size, file.mtime_ns, options.unit)
+    # A repaired index has forgotten the state of files that it lost documents of.
+    return (state.get("size"), state.get("mtime_ns"), state.get("unit")) == (file.size, file.mtime_ns, options.unit)
 
 
 def _with_roots(covered: dict[str, Path], roots: Sequence[Path]) -> dict[str, Path]:
@@ -217,7 +218,7 @@ def _read(
     seen: set[str] = set()
     try:
         stand["hash"] = content_hash(file)
-        if state is not None and (state.get("hash"), state["unit"]) == (stand["hash"], options.unit):
+        if state is not None and (state.get("hash"), state.get("unit")) == (stand["hash"], options.unit):
             if reason := state.get("skipped"):
                 skipped.add(reason, file.name)
             session.finish_source(file.name, state | stand, None)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from mbretrieve.cli.indexing import say
 from mbretrieve.cli.options import index_option
 from mbretrieve.cli.printable import printable
 from mbretrieve.cli.target import require
@@ -18,7 +19,7 @@ def command(context: click.Context, path: Path | None, index: Path | None) -> No
 
     The index is that of PATH (the current folder) or the one named.
 
-    Prints a line for each problem and exits 1 if there is any.
+    Prints a line for each problem and exits 1 if there is any; `mbretrieve repair` is then the next step.
     """
     from mbretrieve.index import open_index
 
@@ -29,5 +30,6 @@ def command(context: click.Context, path: Path | None, index: Path | None) -> No
     for problem in problems:
         click.echo(printable(problem))
     if problems:
+        say("`mbretrieve repair` mends what can be mended")
         context.exit(1)
     click.echo(printable(f"{target.index}: {documents:,} documents, all sound"))

@@ -20,6 +20,7 @@ from mbretrieve.index.lexical import search_words
 from mbretrieve.index.plan import Effort
 from mbretrieve.index.reading import ids_by_key, keys_by_id, passing, read_documents, scan_documents
 from mbretrieve.index.records import Entry, Match, best_first, check_rows
+from mbretrieve.index.repair import repair
 from mbretrieve.index.segments import CODEBOOKS, SEGMENTS
 from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.index.verify import verify
@@ -306,6 +307,17 @@ class VectorIndex(ABC):
         """Recompute every hash and count; returns what is wrong, one line each (empty: all is well)."""
         return verify(self._catalogue)
 
+    def repair(self, memory: int = MEMORY) -> list[str]:
+        """Mend what is damaged, and commit; returns what was done and what is lost, a line each (empty: all is well).
+
+        Documents whose vectors, text or row are damaged are dropped. Raises: IndexFormatError if the catalogue cannot
+        be read; IndexBusyError.
+        """
+        try:
+            return repair(self.path, memory)
+        finally:
+            self.refresh()
+
     # What the kinds differ in
 
     @abstractmethod
@@ -352,7 +364,8 @@ class VectorIndex(ABC):
                     # A writer dropped a segment before this reader, which has searched nothing yet, could map it.
                     if not self.refresh():
                         raise IndexFormatError(
-                            f"{error.filename} is missing: restore it from a copy, or index again"
+                            f"{error.filename} is missing: run `mbretrieve repair`, restore it from a copy, "
+                            "or index again"
                         ) from None
             return self._loaded
 

@@ -362,6 +362,8 @@ class Catalogue:
     def _files(self) -> dict[str, list[StoredFile]]:
         files: dict[str, list[StoredFile]] = {}
         for folder, name, size, sums in self.rows("SELECT folder, name, bytes, checksums FROM files"):
+            if not isinstance(size, int) or not isinstance(sums, bytes):
+                raise damaged(self.index, "the row of a file was changed")
             files.setdefault(folder, []).append(StoredFile(name, size, sums))
         return files
 

@@ -270,7 +270,9 @@ def _read(path: Path, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArra
 
 
 def _damaged(path: Path, what: str) -> IndexFormatError:
-    return IndexFormatError(f"{path} is damaged: {what}; restore it from a copy, or index again")
+    return IndexFormatError(
+        f"{path} is damaged: {what}; run `mbretrieve repair`, restore it from a copy, or index again"
+    )
 
 
 def _padded(dim: int) -> int:

@@ -112,6 +112,22 @@ class MappedFolder:
         """Check every block of a file. Raises: IndexFormatError."""
         self._check_blocks(name, np.flatnonzero(self._unchecked[name]).tolist())
 
+    def has_size(self, name: str) -> bool:
+        """Say whether a file is there, and as large as the catalogue says."""
+        path = self.path / name
+        return path.is_file() and path.stat().st_size == self._files[name].size
+
+    def sound_blocks(self, name: str) -> NDArray[np.bool_]:
+        """Say which blocks of a file, which need not be there or of its size, are as they were written."""
+        expected = np.frombuffer(self._files[name].checksums, dtype="<u4")
+        found = np.zeros(len(expected), dtype=bool)
+        if (self.path / name).is_file():
+            with (self.path / name).open("rb") as file:
+                for block, kept in enumerate(expected):
+                    rest = self._files[name].size - block * BLOCK
+                    found[block] = zlib.crc32(file.read(min(BLOCK, rest))) == kept
+        return found
+
     def damaged(self, name: str, what: str) -> IndexFormatError:
         """Say that a file is damaged."""
         return IndexFormatError(

@@ -208,7 +208,7 @@ class Lists:
         return BLOCK * (self._width + 8)
 
     def _damaged(self, what: str) -> IndexFormatError:
-        return IndexFormatError(f"{self._path} is damaged: {what}; repair the index, or index again")
+        return IndexFormatError(f"{self._path} is damaged: {what}; run `mbretrieve repair`, or index again")
 
 
 def write_lists(path: Path, lists: int, assignments: NDArray[np.integer[Any]], products: Bytes, rows: Integers) -> None:

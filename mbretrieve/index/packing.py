@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from mbretrieve.index import plan
 from mbretrieve.index.codebooks import Codebook, train_codebook
-from mbretrieve.index.files import StoredFile
 from mbretrieve.index.lists import merge_lists, write_lists
-from mbretrieve.index.segments import PackedSegment, PackedWriter
+from mbretrieve.index.segments import PackedSegment, PackedWriter, Written
 
 Integers = NDArray[np.int64]
 
@@ -47,15 +46,6 @@ class Source(NamedTuple):
     def tokens(self) -> int:
         """How many vectors live."""
         return int((self.offsets[self.rows + 1] - self.offsets[self.rows]).sum())
-
-
-class Packed(NamedTuple):
-    """A finished segment; row i of it is the i-th live row of its sources, in their order."""
-
-    name: str
-    rows: int
-    tokens: int
-    files: list[StoredFile]
 
 
 def sample(sources: Sequence[Source], tokens: int, seed: int = 0) -> NDArray[np.float32]:
@@ -100,23 +90,61 @@ def loss(codebook: Codebook, sources: Sequence[Source]) -> float:
     return codebook.squared_error(rotated, assigned, codebook.encode(rotated, assigned))
 
 
-def runs(source: Source, tokens: int) -> list[tuple[int, int]]:
-    """Cut a source's rows into ranges [first, last) of about so many tokens."""
-    return list(_cut(source.offsets, source.rows, tokens))
+def runs(offsets: Integers, rows: Integers, tokens: int) -> list[tuple[int, int]]:
+    """Cut rows into ranges [first, last) of about so many tokens."""
+    return list(_cut(offsets, rows, tokens))
 
 
-def pack(index: Path, codebook: Codebook, sources: Sequence[Source]) -> Packed:
+def pack(index: Path, codebook: Codebook, sources: Sequence[Source]) -> Written:
     """Write the sources' live rows as one packed segment."""
-    writer = PackedWriter(index, codebook)
-    try:
-        assignments: list[NDArray[np.int32]] = []
-        products: list[NDArray[np.uint8]] = []
+
+    def blocks() -> Iterator[_Block]:
         for vectors, lengths in _blocks(sources):
             rotated = codebook.rotate(vectors)
             assigned = codebook.assign(rotated)
-            writer.append(assigned, codebook.encode(rotated, assigned), lengths)
-            assignments.append(assigned)
-            products.append(codebook.pack_products(rotated, assigned))
+            yield _Block(rotated, assigned, codebook.encode(rotated, assigned), lengths)
+
+    return _write(index, codebook, blocks())
+
+
+def repack(
+    index: Path,
+    codebook: Codebook,
+    assignments: NDArray[np.integer[Any]],
+    codes: NDArray[np.uint8],
+    offsets: Integers,
+    rows: Integers,
+) -> Written:
+    """Copy some rows, rising, of a packed segment's arrays into a new one, its lists made from the decoded tokens."""
+
+    def blocks() -> Iterator[_Block]:
+        for some in _row_blocks(offsets, rows):
+            lengths = offsets[some + 1] - offsets[some]
+            at = _places(offsets, some, lengths)
+            assigned, coded = np.asarray(assignments[at]), np.asarray(codes[at])
+            yield _Block(codebook.decode(assigned, coded), assigned, coded, lengths)
+
+    return _write(index, codebook, blocks())
+
+
+class _Block(NamedTuple):
+    """Some rows' tokens: rotated (t, padded), assigned (t,), coded (t, bytes); and how many each row has."""
+
+    rotated: NDArray[np.float32]
+    assigned: NDArray[np.integer[Any]]
+    codes: NDArray[np.uint8]
+    lengths: Integers
+
+
+def _write(index: Path, codebook: Codebook, blocks: Iterator[_Block]) -> Written:
+    writer = PackedWriter(index, codebook)
+    try:
+        assignments: list[NDArray[np.integer[Any]]] = []
+        products: list[NDArray[np.uint8]] = []
+        for block in blocks:
+            writer.append(block.assigned, block.codes, block.lengths)
+            assignments.append(block.assigned)
+            products.append(codebook.pack_products(block.rotated, block.assigned))
         lengths = writer.row_lengths()
         write_lists(
             writer.lists,
@@ -125,14 +153,14 @@ def pack(index: Path, codebook: Codebook, sources: Sequence[Source]) -> Packed:
             np.concatenate(products),
             np.repeat(np.arange(len(lengths)), lengths),
         )
-        return Packed(writer.name, writer.rows, writer.tokens, writer.finish())
+        return Written(writer.name, writer.rows, writer.tokens, writer.finish())
     finally:
         writer.close()
 
 
 def merge(
     index: Path, codebook: Codebook, segments: Sequence[PackedSegment], rows: Sequence[Integers], memory: int
-) -> Packed:
+) -> Written:
     """Copy the live rows of packed segments of one codebook into one segment."""
     writer = PackedWriter(index, codebook)
     try:
@@ -147,7 +175,7 @@ def merge(
                 at = _places(segment.offsets, some, lengths)
                 writer.append(segment.assignments[at], segment.codes[at], lengths)
         merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory)
-        return Packed(writer.name, writer.rows, writer.tokens, writer.finish())
+        return Written(writer.name, writer.rows, writer.tokens, writer.finish())
     finally:
         writer.close()
 

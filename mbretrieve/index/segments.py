@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -112,6 +112,15 @@ class _ArrayWriter:
             self._file.close()
 
 
+class Written(NamedTuple):
+    """A finished segment: its rows are windows of other segments, or new ones, in the order in which they came."""
+
+    name: str
+    rows: int
+    tokens: int
+    files: list[StoredFile]
+
+
 class SegmentWriter:
     """Writes one raw segment, row by row; ``finish`` makes it durable, ``close`` without it removes it."""
 
@@ -202,6 +211,14 @@ class PackedWriter:
         return self._draft.finish([CODES, ASSIGNMENTS, OFFSETS, LISTS])
 
 
+def read_offsets(files: MappedFolder, record: SegmentRecord) -> NDArray[np.int64]:
+    """Map where each row's vectors begin, (rows + 1,). Raises: FileNotFoundError; IndexFormatError."""
+    offsets: NDArray[np.int64] = files.map(OFFSETS, np.int64, (record.rows + 1,))
+    if offsets[0] != 0 or offsets[-1] != record.tokens or (np.diff(offsets) < 1).any():
+        raise files.damaged(OFFSETS, "its numbers do not rise from 0 to the number of tokens")
+    return offsets
+
+
 class Segment(ABC):
     """A committed segment, mapped for reading; it stays readable after a writer has dropped it and removed its folder.
 
@@ -227,12 +244,6 @@ class Segment(ABC):
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         """Return the files that hold a row for each token, with their arrays."""
 
-    def _read_offsets(self) -> NDArray[np.int64]:
-        offsets: NDArray[np.int64] = self.files.map(OFFSETS, np.int64, (self.record.rows + 1,))
-        if offsets[0] != 0 or offsets[-1] != self.record.tokens or (np.diff(offsets) < 1).any():
-            raise self.files.damaged(OFFSETS, "its numbers do not rise from 0 to the number of tokens")
-        return offsets
-
 
 class RawSegment(Segment):
     """``vectors`` (tokens, dim) as they came."""
@@ -241,7 +252,9 @@ class RawSegment(Segment):
         super().__init__(index, record)
         self._file = layout.file
         self.vectors: NDArray[Any] = self.files.map(layout.file, layout.dtype, (record.tokens, dim))
-        self.offsets = self._read_offsets() if layout.many_rows else np.arange(record.rows + 1, dtype=np.int64)
+        self.offsets = (
+            read_offsets(self.files, record) if layout.many_rows else np.arange(record.rows + 1, dtype=np.int64)
+        )
 
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         return [(self._file, self.vectors)]
@@ -259,7 +272,7 @@ class PackedSegment(Segment):
         self.assignments: NDArray[Any] = self.files.map(
             ASSIGNMENTS, assignment_dtype(len(codebook.centroids)), (record.tokens,)
         )
-        self.offsets = self._read_offsets()
+        self.offsets = read_offsets(self.files, record)
 
     @cached_property
     def lists(self) -> "Lists":

@@ -16,6 +16,7 @@ from mbretrieve.index.segments import (
     RawSegment,
     SegmentRecord,
     SegmentWriter,
+    Written,
     open_codebook,
     open_segment,
     store_codebook,
@@ -23,7 +24,7 @@ from mbretrieve.index.segments import (
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
-    from mbretrieve.index.packing import Packed, Source
+    from mbretrieve.index.packing import Source
 
 PACK_TOKENS = 1 << 20  # written as they came before they are packed, though nothing was committed
 MOST_CODEBOOKS = 4  # each costs a search a look at its centroids: `compact` makes one of many
@@ -177,7 +178,7 @@ class VectorStore:
 
             codebook = packed[0].record.codebook
             rows = [some[:, 3] for some in windows]
-            self._replace(windows, merge(self._index, packed[0].codebook, packed, rows, self._memory), codebook)
+            self.replace(windows, merge(self._index, packed[0].codebook, packed, rows, self._memory), codebook)
         else:
             for segment, some in zip(segments, windows, strict=True):
                 assert isinstance(segment, RawSegment)
@@ -185,7 +186,7 @@ class VectorStore:
                 into = self._open_segment()
                 new = [into.append(segment.vectors[slice(*segment.offsets[row : row + 2])]) for row in some[:, 3]]
                 self._move(some, self._segment_key, new)
-        self._retire(keys)
+        self.retire(keys)
 
     def _pack_raw(self, *, patient: bool = True) -> None:
         """Pack all raw segments, the one being written included, into one; unless they should wait for others."""
@@ -213,8 +214,8 @@ class VectorStore:
             if chosen is None:
                 return
             key, codebook = chosen
-            self._replace(windows, pack(self._index, codebook, sources), key)
-        self._retire(keys)
+            self.replace(windows, pack(self._index, codebook, sources), key)
+        self.retire(keys)
         if self._segment is not None:
             self._database.execute("DELETE FROM segments WHERE key = ?", (self._segment_key,))
             self.undo()
@@ -236,12 +237,12 @@ class VectorStore:
         codebook = train(sources, bits, self._all_tokens(), self._memory)
         key = self._put_codebook(codebook)
         for source, some in zip(sources, windows, strict=True):
-            for first, last in runs(source, PACK_TOKENS):
+            for first, last in runs(source.offsets, source.rows, PACK_TOKENS):
                 part = source._replace(rows=source.rows[first:last])
-                self._replace([some[first:last]], pack(self._index, codebook, [part]), key)
-        self._retire([segment.record.key for segment in segments])
+                self.replace([some[first:last]], pack(self._index, codebook, [part]), key)
+        self.retire([segment.record.key for segment in segments])
 
-    def _replace(self, windows: Sequence[Integers], packed: "Packed", codebook: int | None) -> None:
+    def replace(self, windows: Sequence[Integers], packed: Written, codebook: int | None) -> None:
         """Complete a new segment, to whose rows the windows (n, 7) of others, in their order, moved."""
         key = self._put_segment(packed.name)
         self._complete_segment(key, packed.name, packed.rows, packed.tokens, codebook, packed.files)
@@ -256,7 +257,7 @@ class VectorStore:
         self._database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", hashed)
         self._count_live(segment, len(moved), int(moved[:, 4].sum()))
 
-    def _retire(self, keys: Collection[int]) -> None:
+    def retire(self, keys: Collection[int]) -> None:
         """Say that segments hold nothing any more; the commit drops them."""
         self._database.executemany(
             "UPDATE segments SET live_rows = 0, live_tokens = 0 WHERE key = ?", [(key,) for key in keys]

@@ -46,7 +46,7 @@ RULES = {
 
 def verify(catalogue: Catalogue) -> list[str]:
     """Return what is wrong with the generation that ``catalogue`` reads, one line each."""
-    checks = (_database, _rows, _rules, _filters, _words, _segments, _view)
+    checks = (_database, _rows, _rules, wrong_filters, wrong_words, _segments, _view)
     problems: list[str] = []
     for check in checks:
         try:
@@ -83,7 +83,7 @@ def _rules(catalogue: Catalogue) -> Iterator[str]:
             yield f"{FILE}: {count} {what}"
 
 
-def _filters(catalogue: Catalogue) -> Iterator[str]:
+def wrong_filters(catalogue: Catalogue) -> Iterator[str]:
     """Compare the filters' table with the documents' metadata: for each document a sum over its entries."""
     stored: defaultdict[int, int] = defaultdict(int)
     for name, value, document in catalogue.stream("SELECT name, value, document FROM metadata"):
@@ -105,7 +105,7 @@ def _entry_crc(name: str, value: SqlValue) -> int:
     return zlib.crc32(repr((name, value)).encode())
 
 
-def _words(catalogue: Catalogue) -> Iterator[str]:
+def wrong_words(catalogue: Catalogue) -> Iterator[str]:
     """Compare the inverted index with the texts: each one's length, and a sum over its words and how often it has them.
 
     Postings of deleted contents stay until their run is merged; nothing finds them, for their length is 0.

@@ -1,10 +1,12 @@
 """``mbretrieve status``, ``delete``, ``verify``, ``--version`` and ``--help``."""
 
+import contextlib
 import io
 import json
 import os
 import pty
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ def test_version_and_help(mbretrieve: Command) -> None:
     assert mbretrieve("--version").out == f"mbretrieve, version {package.__version__}\n"
     shown = mbretrieve("--help")
     assert shown.status == 0
-    for name in ("index", "search", "status", "delete", "verify"):
+    for name in ("index", "search", "status", "delete", "verify", "repair", "compact"):
         assert re.search(rf"^  {name} ", shown.out, re.MULTILINE)
         described = mbretrieve(name, "--help")
         assert described.status == 0
@@ -149,7 +151,34 @@ def test_verify_finds_a_changed_byte(indexed: Path, cache: Path, mbretrieve: Com
     result = mbretrieve("verify")
     assert result.status == 1
     assert str(tokens) in result.out
+    assert result.err == "mbretrieve: `mbretrieve repair` mends what can be mended\n"
     assert "Traceback" not in result.out + result.err
+
+
+def test_repair_drops_what_is_damaged_and_index_reads_it_again(indexed: Path, cache: Path, mbretrieve: Command) -> None:
+    before = json.loads(mbretrieve("search", "x", "-k", 999, "--json").out)
+    assert "nothing to repair" in mbretrieve("repair").out
+    with contextlib.closing(sqlite3.connect(next(cache.rglob("catalog.sqlite")))) as database, database:
+        database.execute("UPDATE contents SET text = 'x' WHERE text LIKE '%def connect%'")
+    assert mbretrieve("verify").status == 1
+    result = mbretrieve("repair")
+    assert (result.status, result.err) == (0, "")
+    assert "documents are lost: 'app/net.py" in result.out
+    assert mbretrieve("verify").status == 0
+    assert json.loads(mbretrieve("status", "--json").out)["changed_files"] == 1
+    assert mbretrieve("index", ".").status == 0
+    assert json.loads(mbretrieve("search", "x", "-k", 999, "--json").out) == before
+    assert json.loads(mbretrieve("status", "--json").out)["changed_files"] == 0
+
+
+def test_compact_gives_the_disk_back(indexed: Path, mbretrieve: Command) -> None:
+    before = json.loads(mbretrieve("search", "bread", "--json").out)
+    for flags in ([], ["--retrain"]):
+        result = mbretrieve("compact", *flags)
+        assert (result.status, result.err) == (0, "")
+        assert re.search(r": [0-9.]+ [kM]B before, [0-9.]+ [kM]B now\n$", result.out)
+    assert json.loads(mbretrieve("search", "bread", "--json").out) == before
+    assert mbretrieve("verify").status == 0
 
 
 LOADED = """

@@ -1,0 +1,124 @@
+"""What is left of a damaged segment, by blocks of 64 KiB, and copying it into a new one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.files import BLOCK, HEADER, MappedFolder
+from mbretrieve.index.records import Layout
+from mbretrieve.index.segments import (
+    ASSIGNMENTS,
+    CODES,
+    OFFSETS,
+    SEGMENTS,
+    SegmentRecord,
+    SegmentWriter,
+    Written,
+    read_offsets,
+)
+
+if TYPE_CHECKING:
+    from mbretrieve.index.codebooks import Codebook
+
+Integers = NDArray[np.int64]
+
+PART_TOKENS = 1 << 20  # copied into one segment; commits merge the parts
+
+
+@dataclass(frozen=True)
+class Salvaged:
+    """A segment of which something may be lost: where its rows' vectors begin (rows + 1,), which rows are ``sound``
+    (rows,), the arrays of its main files as far as they go, and the files that are ``damaged``."""
+
+    record: SegmentRecord
+    layout: Layout
+    dim: int
+    codebook: "Codebook | None"
+    offsets: Integers
+    sound: NDArray[np.bool_]
+    arrays: dict[str, NDArray[Any]]
+    damaged: list[str]
+
+    def holds(self, rows: Integers, tokens: Integers) -> NDArray[np.bool_]:
+        """Say of which rows all the vectors are here, if they have so many each."""
+        inside = (rows >= 0) & (rows < self.record.rows)
+        at = np.where(inside, rows, 0)
+        held: NDArray[np.bool_] = inside & self.sound[at] & (self.offsets[at + 1] - self.offsets[at] == tokens)
+        return held
+
+
+def salvage(
+    index: Path, record: SegmentRecord, layout: Layout, dim: int, codebooks: "Mapping[int, Codebook]"
+) -> Salvaged | None:
+    """Look at every block of a segment's files; None if nothing can be read without what is damaged."""
+    codebook = None if record.codebook is None else codebooks.get(record.codebook)
+    if codebook is None and record.codebook is not None:
+        return None
+    try:
+        folder = MappedFolder(index / SEGMENTS / record.name, record.files)
+        if layout.many_rows:
+            folder.verify_file(OFFSETS)
+            offsets = read_offsets(folder, record)
+        else:
+            offsets = np.arange(record.rows + 1, dtype=np.int64)
+    except (IndexFormatError, FileNotFoundError, KeyError):
+        return None
+    blocks = {file.name: folder.sound_blocks(file.name) for file in record.files}
+    sound = np.ones(record.rows, dtype=bool)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, (dtype, row) in _main_files(layout, dim, codebook).items():
+        if name not in blocks:
+            return None
+        arrays[name] = _readable(folder.path / name, dtype, row)
+        width = int(np.dtype(dtype).itemsize * np.prod(row, dtype=int))
+        bad = np.concatenate([[0], np.cumsum(~blocks[name])])
+        starts, stops = HEADER + offsets[:-1] * width, HEADER + offsets[1:] * width
+        if stops[-1] > (len(bad) - 1) * BLOCK:
+            return None
+        sound &= bad[(stops - 1) // BLOCK + 1] == bad[starts // BLOCK]
+        sound &= offsets[1:] <= len(arrays[name])
+    damaged = [name for name, good in blocks.items() if not good.all() or not folder.has_size(name)]
+    return Salvaged(record, layout, dim, codebook, offsets, sound, arrays, damaged)
+
+
+def rewrite(index: Path, one: Salvaged, rows: Integers) -> Iterator[tuple[int, int, Written]]:
+    """Copy some sound rows, rising, into new segments; yields which of them, [first, last), each holds."""
+    if one.codebook is not None:
+        from mbretrieve.index.packing import repack, runs
+
+        codes, assignments = one.arrays[CODES], one.arrays[ASSIGNMENTS]
+        for first, last in runs(one.offsets, rows, PART_TOKENS):
+            yield first, last, repack(index, one.codebook, assignments, codes, one.offsets, rows[first:last])
+    elif len(rows):
+        writer = SegmentWriter(index, one.layout, one.dim)
+        try:
+            for row in rows.tolist():
+                writer.append(one.arrays[one.layout.file][one.offsets[row] : one.offsets[row + 1]])
+            files = writer.finish()
+            yield 0, len(rows), Written(writer.name, writer.rows, writer.tokens, files)
+        finally:
+            writer.close()
+
+
+def _main_files(layout: Layout, dim: int, codebook: "Codebook | None") -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
+    """Return the files that nothing else holds, and the type and shape of a vector in each."""
+    if codebook is None:
+        return {layout.file: (layout.dtype, (dim,))}
+    from mbretrieve.index.codebooks import assignment_dtype
+
+    return {CODES: (np.uint8, (codebook.code_size,)), ASSIGNMENTS: (assignment_dtype(len(codebook.centroids)), ())}
+
+
+def _readable(path: Path, dtype: DTypeLike, row: tuple[int, ...]) -> NDArray[Any]:
+    """Map what there is of an array's file, by its place alone."""
+    width = int(np.dtype(dtype).itemsize * np.prod(row, dtype=int))
+    count = max(0, path.stat().st_size - HEADER) // width if path.is_file() else 0
+    if not count:
+        return np.empty((0, *row), dtype=dtype)
+    mapped: NDArray[Any] = np.memmap(path, dtype=dtype, mode="r", offset=HEADER, shape=(count, *row))
+    return mapped

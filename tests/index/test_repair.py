@@ -1,0 +1,244 @@
+"""Repair: after any damage an index verifies, and the documents that are left answer as before."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mbretrieve.errors import IndexBusyError, IndexFormatError
+from mbretrieve.index import DenseIndex, MultiVectorIndex, files, open_index, salvage
+from tests.index.faults import dying_at, entry, in_child, make, make_packed
+from tests.index.packed import ALL, held, tiny
+from tests.index.test_packed_reliability import count_steps
+from tests.index.test_reliability import path, state
+
+__all__ = ["path"]  # the fixture
+
+Harm = Callable[[Path], object]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, so that small files have many."""
+    monkeypatch.setattr(files, "BLOCK", 256)
+    monkeypatch.setattr(salvage, "BLOCK", 256)
+    tiny(monkeypatch)
+
+
+def answers(index: Any, ids: set[str]) -> Any:
+    """What the documents with these ids answer: everything but how common words are, which others decide too."""
+    documents = [document for document in index.scan() if document.id in ids]
+    asked = [np.eye(4), -np.ones((1, 4))]
+    words = [sorted(m.id for m in matches if m.id in ids) for matches in index.lexical(["parse", "document 3 py"], 100)]
+    some = [{m.id for m in matches if m.id in ids} for matches in index.search(asked, 1000, where={"n": {"gte": 2}})]
+    return documents, words, some, index.settings, index.identity
+
+
+def scores(index: Any, ids: set[str]) -> list[dict[str, float]]:
+    found = index.search([np.eye(4), -np.ones((1, 4))], 1000, effort=ALL)
+    return [{m.id: m.score for m in matches if m.id in ids} for matches in found]
+
+
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 0x55
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+
+def one(pattern: str, harm: Harm) -> Harm:
+    """Harm the largest file of a name."""
+    return lambda path: harm(max(path.glob(pattern), key=lambda file: (file.stat().st_size, file)))
+
+
+def sql(*statements: str) -> Harm:
+    def harm(path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(path / "catalog.sqlite")) as database, database:
+            for statement in statements:
+                assert database.execute(statement).rowcount
+
+    return harm
+
+
+def last_byte(file: Path) -> None:
+    flip(file, -1)
+
+
+# What is done to a packed index, and how many of its twelve documents may be lost (None: all those of one segment).
+HARMS: dict[str, tuple[Harm, int | None]] = {
+    "lists flipped": (one("segments/*/tokens.faiss", last_byte), 0),
+    "lists cut": (one("segments/*/tokens.faiss", cut), 0),
+    "lists gone": (one("segments/*/tokens.faiss", Path.unlink), 0),
+    "codes flipped": (one("segments/*/codes.npy", last_byte), 2),
+    "codes cut": (one("segments/*/codes.npy", cut), None),
+    "codes gone": (one("segments/*/codes.npy", Path.unlink), None),
+    "codes longer": (one("segments/*/codes.npy", lambda file: file.write_bytes(file.read_bytes() + b"\0")), 0),
+    "codes' header": (one("segments/*/codes.npy", lambda file: flip(file, 20)), 2),
+    "assignments flipped": (one("segments/*/assignments.npy", last_byte), 2),
+    "vectors flipped": (one("segments/*/tokens.npy", last_byte), 1),
+    "offsets flipped": (one("segments/*/offsets.npy", last_byte), None),
+    "offsets gone": (one("segments/*/offsets.npy", Path.unlink), None),
+    "centroids flipped": (one("codebooks/*/centroids.npy", last_byte), None),
+    "residuals gone": (one("codebooks/*/residuals.npy", Path.unlink), None),
+    "a folder gone": (lambda path: shutil.rmtree(max((path / "segments").iterdir())), None),
+    "all folders gone": (lambda path: [shutil.rmtree(path / name) for name in ("segments", "codebooks")], None),
+    "a text": (sql("UPDATE contents SET text = 'x' WHERE hash = 'h2-2'"), 1),
+    "a text of bytes": (sql("UPDATE contents SET text = CAST(x'ff41' AS TEXT) WHERE hash = 'h2-2'"), 1),
+    "a document": (sql("UPDATE documents SET metadata = '{' WHERE id = 'd2'"), 1),
+    "a document's id": (sql("UPDATE documents SET id = 'e2' WHERE id = 'd2'"), 1),
+    "no text": (sql("DELETE FROM contents WHERE hash = 'h2-2'"), 1),
+    "no document": (sql("DELETE FROM documents WHERE id = 'd2'"), 1),
+    "a window": (sql("UPDATE windows SET row = 0 WHERE content = 3 AND window = 1"), 1),
+    "a window's type": (sql("UPDATE windows SET tokens = x'00' WHERE content = 3 AND window = 1"), 1),
+    "no window": (sql("DELETE FROM windows WHERE content = 3"), 1),
+    "no first window": (sql("DELETE FROM windows WHERE content = 3 AND window = 0"), 1),
+    "a source": (sql("UPDATE sources SET state = '{}'"), 0),
+    "a source's name": (sql("UPDATE sources SET name = 't.py'"), 0),
+    "filters": (sql("DELETE FROM metadata WHERE value = 2"), 0),
+    "filters of others": (sql("INSERT INTO metadata VALUES ('n', 7, 1)"), 0),
+    "words": (sql("UPDATE postings SET data = x'00' WHERE word = 'parse'"), 0),
+    "no words": (sql("DELETE FROM postings", "DELETE FROM runs"), 0),
+    "lengths": (sql("UPDATE lengths SET checksum = 0"), 0),
+    "runs": (sql("UPDATE runs SET postings = 1"), 0),
+    "counts": (sql("UPDATE segments SET live_rows = live_rows + 1"), 0),
+    "a segment's row": (sql("UPDATE segments SET tokens = 1 WHERE key = (SELECT max(key) FROM segments)"), None),
+    "a codebook's row": (sql("UPDATE codebooks SET lists = 1 WHERE key = (SELECT min(key) FROM codebooks)"), None),
+    "files": (sql("UPDATE files SET checksums = 7 WHERE name = 'codes.npy'"), None),
+    "files of nobody": (sql("INSERT INTO files VALUES ('x', 'y', 0, x'')"), 0),
+}
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_what_is_left_verifies_and_answers_as_before(path: Path, name: str) -> None:
+    harm, most = HARMS[name]
+    make_packed(path)
+    with open_index(path) as index:
+        assert index.repair() == []
+        before = {document.id for document in index.scan()}
+        generation = index.generation
+    shutil.copytree(path, path.with_name("sound"))
+    harm(path)
+    with open_index(path) as index:
+        assert index.verify() != []
+        done = index.repair()
+        assert done != []
+        assert all("\n" not in line for line in done)
+        assert index.verify() == []
+        assert index.generation == generation + 1
+        left = {document.id for document in index.scan()}
+        assert left <= before
+        assert most is None or len(before) - len(left) <= most
+        with open_index(path.with_name("sound")) as sound:
+            assert answers(index, left) == answers(sound, left)
+            for found, expected in zip(scores(index, left), scores(sound, left), strict=True):
+                assert found == pytest.approx(expected, abs=1e-4)
+            assert held_equal(path, path.with_name("sound"), left)
+        for id in before - left:
+            assert any(repr(id) in line or name in ("no document", "a document's id") for line in done)
+        assert index.repair() == []
+        index.add(["more"], [np.eye(4)])
+        index.compact(retrain=True)
+        assert index.verify() == []
+
+
+def held_equal(path: Path, other: Path, ids: set[str]) -> bool:
+    one, two = held(path), held(other)
+    return all(np.array_equal(a, b) for id in ids for a, b in zip(one[id], two[id], strict=True))
+
+
+def test_a_dropped_documents_source_is_read_again_and_others_are_not(path: Path) -> None:
+    with MultiVectorIndex.create(path, 4) as index:
+        with index.writer() as writer:
+            writer.add([entry(i, i, f"s{i}.py") for i in range(6)])
+            for i in range(6):
+                writer.set_source(f"s{i}.py", {"size": i})
+        sql("UPDATE contents SET text = 'x' WHERE hash = 'h2-2'")(path)
+        [line, *_] = index.repair()
+        assert "1 documents are lost: 'd2'" in line
+        assert index.sources() == {f"s{i}.py": {"size": i} if i != 2 else {} for i in range(6)}
+        sql("UPDATE documents SET source = 's4.py' WHERE id = 'd5'")(path)  # nobody knows that it was of s5.py
+        assert index.repair() != []
+        assert set(map(str, index.sources().values())) == {"{}"}
+
+
+def test_a_dense_index_and_large_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((400, 8)).astype(np.float32)
+    with DenseIndex.create(path, 8) as index:
+        index.add([f"d{i:03}" for i in range(400)], vectors)
+        before = {m.id: m.score for m in index.search(vectors[:1], 400)[0]}
+        [file] = path.glob("segments/*/vectors.npy")
+        flip(file, files.HEADER + 32 * 200)
+        [lost, copied, *_] = index.repair()
+        left = {m.id: m.score for m in index.search(vectors[:1], 400)[0]}
+        assert before.keys() - left.keys() == {f"d{i:03}" for i in range(196, 204)}  # 256 bytes are eight rows
+        assert "8 documents are lost: 'd196'" in lost
+        assert "392 of 400 windows were copied" in copied
+        assert left == {id: before[id] for id in left}
+        assert index.verify() == []
+
+
+def test_what_cannot_be_repaired_is_said_in_a_line(path: Path) -> None:
+    make(path)
+    database = path / "catalog.sqlite"
+    sound = database.read_bytes()
+    for harmed in (sound[: len(sound) // 2], sound[:4096] + os.urandom(len(sound) - 4096)):
+        database.write_bytes(harmed)
+        with pytest.raises(IndexFormatError, match=r"restore it from a copy, or index again") as caught:
+            repaired(path)
+        assert "\n" not in str(caught.value)
+        assert database.read_bytes() == harmed
+    database.write_bytes(sound)
+    with open_index(path) as index, index.writer(), pytest.raises(IndexBusyError, match="being written"):
+        repaired(path)
+
+
+def test_killed_a_repair_can_be_run_again(path: Path) -> None:
+    origin = path.with_name("origin")
+    make_packed(origin)
+    for name in ("lists flipped", "codes flipped", "a text", "words", "filters"):
+        HARMS[name][0](origin)
+    shutil.copytree(origin, path)
+    steps = count_steps(lambda: repaired(path))
+    expected = state(path)
+    tried = np.unique(np.linspace(1, steps, 40).astype(int)).tolist()
+    for step in tried:
+        shutil.rmtree(path)
+        shutil.copytree(origin, path)
+        assert in_child(dying_at(step, lambda: repaired(path), effects=True)) == -signal.SIGKILL
+        repaired(path)
+        assert state(path) == expected
+    print(f"killed at {len(tried)} of {steps} steps")
+
+
+def repaired(path: Path) -> None:
+    with open_index(path) as index:
+        index.repair()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_changed_byte_of_the_catalogue_is_mended_or_said(path: Path, seed: int) -> None:
+    make_packed(path)
+    with open_index(path) as index:
+        before = {document.id: document for document in index.scan()}
+        index.compact()
+    random = np.random.default_rng(seed)
+    database = path / "catalog.sqlite"
+    flip(database, int(random.integers(100, database.stat().st_size)))
+    try:
+        repaired(path)
+    except IndexFormatError:
+        return
+    with open_index(path) as index:
+        assert index.verify() == []
+        assert all(before[document.id] == document for document in index.scan())
