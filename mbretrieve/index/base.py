@@ -21,7 +21,7 @@ from mbretrieve.index.plan import Effort
 from mbretrieve.index.reading import ids_by_key, keys_by_id, passing, read_documents, scan_documents
 from mbretrieve.index.records import Entry, Match, best_first, check_rows
 from mbretrieve.index.repair import repair
-from mbretrieve.index.segments import CODEBOOKS, SEGMENTS
+from mbretrieve.index.segments import CODEBOOKS, LISTS, NEIGHBORS, SEGMENTS
 from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.index.verify import verify
 from mbretrieve.index.view import Found, Ranked, View, load_view
@@ -189,7 +189,7 @@ class VectorIndex(ABC):
         checked = self._queries(queries)
         catalogue, view = self._snapshot()
         passed = passing(catalogue, where, ids)
-        documents = np.arange(len(view.keys)) if passed is None else np.searchsorted(view.keys, passed[:, 0])
+        documents = view.every_document if passed is None else np.searchsorted(view.keys, passed[:, 0])
         positions = view.positions(documents)
         if not len(positions):
             return [[] for _ in checked]
@@ -273,10 +273,20 @@ class VectorIndex(ABC):
         return {id for (id,) in self._catalogue.rows("SELECT id FROM documents WHERE source = ?", (source,))}
 
     def status(self) -> dict[str, Any]:
-        """Return what the index holds and how large it is; reads no vectors."""
+        """Return what the index holds and how large it is; reads no vectors.
+
+        ``searched``: how many tokens, a dense vector being one, are compared with each query (flat), and how many are
+        found along a graph or by inverted lists.
+        """
         [(segments, windows, tokens, packed)] = self._catalogue.rows(
             "SELECT count(*), coalesce(sum(live_rows), 0), coalesce(sum(live_tokens), 0),"
             " coalesce(sum(live_tokens) FILTER (WHERE codebook IS NOT NULL), 0) FROM segments"
+        )
+        [(graph, lists)] = self._catalogue.rows(
+            "SELECT coalesce(sum(live_tokens) FILTER (WHERE files.name = ?), 0),"
+            " coalesce(sum(live_tokens) FILTER (WHERE files.name = ?), 0)"
+            " FROM segments JOIN files ON folder = segments.name",
+            (NEIGHBORS, LISTS),
         )
         [(sources,)] = self._catalogue.rows("SELECT count(*) FROM sources")
         codebooks = self._catalogue.codebooks()
@@ -294,6 +304,7 @@ class VectorIndex(ABC):
             "tokens": tokens,
             "segments": segments,
             "packed_tokens": packed,
+            "searched": {"flat": tokens - graph - lists, "graph": graph, "lists": lists},
             "bits": self._catalogue.bits,
             "lists": [book.lists for book in codebooks],
             "bytes_per_token": round(stored / tokens, 1) if tokens else 0.0,

@@ -1,4 +1,9 @@
-"""The index for dense vectors: one a window, ranked by FAISS's flat search over memory-mapped blocks."""
+"""The index for dense vectors: one a window, ranked by cosine similarity.
+
+A small segment is flat: FAISS compares a query with every vector. A larger one has a graph, a very large one inverted
+lists (``plan.DENSE_TABLE``), which find vectors near the query; these are scored as they came. Where a filter lets few
+pass, they are compared one by one in a large segment, too.
+"""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -7,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
+from mbretrieve.index import plan
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
 from mbretrieve.index.plan import Effort
@@ -15,6 +21,8 @@ from mbretrieve.index.view import Found, View
 from mbretrieve.types import Kind
 
 BLOCK_ROWS = 1 << 16
+
+Floats = NDArray[np.float32]
 
 
 class DenseIndex(VectorIndex):
@@ -31,9 +39,7 @@ class DenseIndex(VectorIndex):
     def _one_window(self, rows: NDArray[Any]) -> NDArray[Any]:
         return np.atleast_2d(rows)
 
-    def _score_windows(
-        self, view: View, queries: list[NDArray[np.float32]], positions: Integers
-    ) -> NDArray[np.float32]:
+    def _score_windows(self, view: View, queries: list[Floats], positions: Integers) -> Floats:
         # Here, not above: status and search by words do without torch.
         import torch
 
@@ -41,9 +47,16 @@ class DenseIndex(VectorIndex):
 
         out = np.empty((len(queries), len(positions)), dtype=np.float32)
         stacked = torch.from_numpy(np.concatenate(queries))
-        for some, vectors in _blocks(view, positions):
-            out[:, some] = cosine(stacked, torch.tensor(vectors)).numpy()
+        for segment, some, rows in view.by_segment(positions):
+            assert isinstance(segment, RawSegment)  # dense vectors are not packed
+            for part, vectors in _blocks(segment, rows):
+                out[:, some[part]] = cosine(stacked, torch.tensor(vectors)).numpy()
         return out
+
+    def effort(self, k: int) -> Effort:
+        """Return how far ``search`` goes in the largest segment for the best ``k`` documents if it is not told."""
+        _, view = self._snapshot()
+        return plan.dense_effort(max((segment.record.rows for segment in view.segments), default=0), k)
 
     @classmethod
     def _bits(cls, bits: int | None) -> int | None:
@@ -54,60 +67,90 @@ class DenseIndex(VectorIndex):
     def _candidates(
         self,
         view: View,
-        queries: list[NDArray[np.float32]],
+        queries: list[Floats],
         positions: Integers,
         documents: Integers,  # noqa: ARG002 - how many there are is of no matter here
         k: int,
-        effort: Effort | None,  # noqa: ARG002 - every window is compared
+        effort: Effort | None,
     ) -> list[Found]:
         stacked = _unit_rows(np.concatenate(queries))
-        # The best 2k windows hold the best k documents if enough of those differ; if not, more windows are asked for.
+        selected = view.selected(positions)
+        # The best 2k windows hold the best k documents if enough of those differ; if not, more windows are asked for,
+        # in the end all of them.
         depth = min(2 * k, len(positions))
-        found = _nearest(view, stacked, positions, depth)
+        found = _nearest(view, stacked, selected, depth, effort)
         while depth < len(positions):
             short = [i for i, one in enumerate(found) if _distinct(view, one) < k]
             if not short:
                 break
             depth = min(4 * depth, len(positions))
-            for i, one in zip(short, _nearest(view, stacked[short], positions, depth), strict=True):
+            for i, one in zip(short, _nearest(view, stacked[short], selected, depth, effort), strict=True):
                 found[i] = one
         return found
 
 
-def _nearest(view: View, queries: NDArray[np.float32], positions: Integers, depth: int) -> list[Found]:
-    """Return the ``depth`` windows nearest to each query, by exact inner product."""
+def _nearest(
+    view: View, queries: Floats, selected: list[NDArray[np.bool_]], depth: int, effort: Effort | None
+) -> list[Found]:
+    """Return the ``depth`` windows found nearest to each query, by exact inner product."""
+    scores = np.empty((len(queries), 0), dtype=np.float32)
+    positions = np.empty((len(queries), 0), dtype=np.int64)
+    for segment, at, here in zip(view.segments, view.at_rows, selected, strict=True):
+        assert isinstance(segment, RawSegment)
+        for near, rows in _nearest_rows(segment, queries, here, depth, effort):
+            scores, positions = np.hstack([scores, near]), np.hstack([positions, np.where(rows < 0, -1, at[rows])])
+            if scores.shape[1] > depth:
+                best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+                scores, positions = (
+                    np.take_along_axis(scores, best, axis=1),
+                    np.take_along_axis(positions, best, axis=1),
+                )
+    order = np.argsort(positions, axis=1)
+    scores, positions = np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+    return [Found(at[at >= 0], score[at >= 0]) for at, score in zip(positions, scores, strict=True)]
+
+
+def _nearest_rows(
+    segment: RawSegment, queries: Floats, selected: NDArray[np.bool_], depth: int, effort: Effort | None
+) -> Iterator[tuple[Floats, Integers]]:
+    """Yield scores and rows (n, m) among which are the ``depth`` selected ones of a segment that are nearest to each
+    query, or are thought to be; -inf and -1 fill up."""
+    passing, near = int(np.count_nonzero(selected)), segment.near
+    if not passing:
+        return
+    if near is not None:
+        planned = effort or plan.dense_effort(len(selected), depth // 2)
+        if passing > near.compared(depth, planned, passing):
+            yield near.search(queries, depth, planned, None if passing == len(selected) else selected)
+            return
     import faiss  # here, not above: not every reader searches
 
-    scores = np.empty((len(queries), 0), dtype=np.float32)
-    indices = np.empty((len(queries), 0), dtype=np.int64)
-    for some, vectors in _blocks(view, positions):
-        near, at = faiss.knn(queries, vectors, min(depth, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-        scores, indices = np.hstack([scores, near]), np.hstack([indices, some[at]])
-        if scores.shape[1] > depth:
-            best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-            scores, indices = np.take_along_axis(scores, best, axis=1), np.take_along_axis(indices, best, axis=1)
-    order = np.argsort(indices, axis=1)
-    scores, indices = np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
-    return [Found(positions[index], score) for index, score in zip(indices, scores, strict=True)]
+    rows = np.flatnonzero(selected)
+    for part, vectors in _blocks(segment, rows):
+        scores, at = faiss.knn(queries, vectors, min(depth, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+        yield scores, rows[part][at]
 
 
 def _distinct(view: View, found: Found) -> int:
     """Count the contents that surely score above everything not found; ties with the last one are not sure."""
-    sure = found.positions[found.scores > found.scores.min()]
+    sure = found.positions[found.scores > found.scores.min(initial=np.inf)]
     return len(np.unique(sure - view.window[sure]))  # a content's first position names it
 
 
-def _blocks(view: View, positions: Integers) -> Iterator[tuple[Integers, NDArray[np.float32]]]:
-    """Yield the vectors of some windows, a bounded number at a time, with their indices in ``positions``."""
-    for segment, some, rows in view.by_segment(positions):
-        for first in range(0, len(rows), BLOCK_ROWS):
-            part = rows[first : first + BLOCK_ROWS]
-            together = part[-1] - part[0] + 1 == len(part)
-            assert isinstance(segment, RawSegment)  # dense vectors are not packed
-            vectors = segment.vectors[part[0] : part[-1] + 1] if together else segment.vectors[part]
-            yield some[first : first + BLOCK_ROWS], np.asarray(vectors)
+def _blocks(segment: RawSegment, rows: Integers) -> Iterator[tuple[slice, Floats]]:
+    """Yield the vectors of some rows, rising, a bounded number at a time and checked, with their place in ``rows``."""
+    for first in range(0, len(rows), BLOCK_ROWS):
+        part = rows[first : first + BLOCK_ROWS]
+        start, stop = int(part[0]), int(part[-1]) + 1
+        if stop - start == len(part):
+            segment.check_run(start, stop)
+            vectors = segment.vectors[start:stop]
+        else:
+            segment.check_rows(part)
+            vectors = segment.vectors[part]
+        yield slice(first, first + len(part)), np.asarray(vectors)
 
 
-def _unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _unit_rows(vectors: Floats) -> Floats:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)

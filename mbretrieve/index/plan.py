@@ -1,8 +1,8 @@
-"""How much of an index a search looks at: one table, by the number of tokens in the index."""
+"""How much of an index a search looks at: a table by the number of tokens in it, and one for dense vectors."""
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 EXACT_TOKENS = 1 << 17
 """Up to so many tokens are kept as they came and every one of them is compared."""
@@ -22,7 +22,12 @@ LEAST_PER_LIST = 8
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How far a search goes: ``probes`` lists are visited for each query token, their best ``tokens`` tokens fetched,
-    and of the windows that these belong to the best ``rescore`` are scored whole."""
+    and of the windows that these belong to the best ``rescore`` are scored whole.
+
+    A dense vector is a window of one token. Of inverted lists the best ``tokens`` vectors by their codes, but at most
+    ``rescore``, are scored as they came. In a graph ``tokens`` candidates are kept while it is walked (efSearch), each
+    scored as it came. What is flat is compared whole, whatever the effort; a filter makes the others look further.
+    """
 
     probes: int
     tokens: int
@@ -72,3 +77,38 @@ def lists(tokens: int) -> int:
     what is left to be coded is small (with 2 bits a dimension, nDCG@10 gains from every doubling).
     """
     return int(min(1 << 16, max(16, 2 ** round(math.log2(4 * math.sqrt(max(tokens, 1)))))))
+
+
+Search = Literal["flat", "graph", "lists"]
+"""How a dense segment is searched: each vector compared; along a graph (HNSW); by inverted lists (IVF-PQ)."""
+
+
+class DenseRow(NamedTuple):
+    """A row of the table for dense vectors: what holds for a segment of up to so many."""
+
+    vectors: int
+    search: Search
+    effort: Effort
+
+
+DENSE_TABLE = (
+    DenseRow(1 << 14, "flat", Effort(probes=1, tokens=1, rescore=1)),
+    DenseRow(1 << 16, "graph", Effort(probes=1, tokens=128, rescore=128)),
+    DenseRow(1 << 62, "lists", Effort(probes=256, tokens=256, rescore=256)),
+)
+"""Measured by eval/bench/dense_index.py, at 256 dimensions on one core. Flat: 16,384 vectors take under 1 ms, 65,536 no
+longer fit the cache and take 9; but several flat segments stay side by side until they are merged. A graph of 131,072
+takes a minute to build, at a commit that may have come with one document; lists take 4 s and find nearly as much in a
+millisecond more."""
+
+
+def dense_row(vectors: int) -> DenseRow:
+    """Return what holds for a dense segment of so many vectors."""
+    return next(row for row in DENSE_TABLE if vectors <= row.vectors)
+
+
+def dense_effort(vectors: int, k: int) -> Effort:
+    """Return how far to search a dense segment of so many vectors for the best ``k`` documents."""
+    least = dense_row(vectors).effort
+    more = max(1, 4 * k // least.tokens)  # the best hundred lie in more lists than the best ten
+    return Effort(least.probes * more, max(least.tokens, 4 * k), max(least.rescore, 4 * k))

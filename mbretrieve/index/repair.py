@@ -201,7 +201,7 @@ class _Repair:
         if not one.damaged:
             return
         windows = self._catalogue.windows(one.record.key)
-        for first, last, written in rewrite(self._index, one, windows[:, 3]):
+        for first, last, written in rewrite(self._index, one, windows[:, 3], self._store.memory):
             self._store.replace([windows[first:last]], written, one.record.codebook)
         self._store.retire([one.record.key])
         files = ", ".join(f"segments/{one.record.name}/{name}" for name in one.damaged)

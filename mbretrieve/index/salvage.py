@@ -86,7 +86,7 @@ def salvage(
     return Salvaged(record, layout, dim, codebook, offsets, sound, arrays, damaged)
 
 
-def rewrite(index: Path, one: Salvaged, rows: Integers) -> Iterator[tuple[int, int, Written]]:
+def rewrite(index: Path, one: Salvaged, rows: Integers, memory: int) -> Iterator[tuple[int, int, Written]]:
     """Copy some sound rows, rising, into new segments; yields which of them, [first, last), each holds."""
     if one.codebook is not None:
         from mbretrieve.index.packing import repack, runs
@@ -99,7 +99,7 @@ def rewrite(index: Path, one: Salvaged, rows: Integers) -> Iterator[tuple[int, i
         try:
             for row in rows.tolist():
                 writer.append(one.arrays[one.layout.file][one.offsets[row] : one.offsets[row + 1]])
-            files = writer.finish()
+            files = writer.finish(memory)
             yield 0, len(rows), Written(writer.name, writer.rows, writer.tokens, files)
         finally:
             writer.close()

@@ -1,5 +1,5 @@
 """Segments: immutable folders of vectors. Raw ones keep them as they came; packed ones keep two or so bits a dimension,
-and inverted lists by which the nearest of many tokens are found.
+and inverted lists by which the nearest of many tokens are found. Large raw ones of dense vectors have lists or a graph.
 """
 
 import contextlib
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mbretrieve.index import plan
 from mbretrieve.index.files import HEADER, Draft, MappedFolder, StoredFile, npy_header, save_array
 from mbretrieve.index.records import Layout
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
+    from mbretrieve.index.derived import Near
     from mbretrieve.index.lists import Lists
 
 SEGMENTS = "segments"
@@ -27,6 +29,7 @@ OFFSETS = "offsets.npy"
 CODES = "codes.npy"
 ASSIGNMENTS = "assignments.npy"
 LISTS = "tokens.faiss"
+NEIGHBORS = "neighbors.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +159,20 @@ class SegmentWriter:
         """Return the vectors written so far, mapped, and where each row's begin."""
         return self._vectors.mapped(self.tokens), np.array(self._offsets, dtype=np.int64)
 
-    def finish(self) -> list[StoredFile]:
-        """Make the segment durable under its final name; returns what the catalogue is to know of its files."""
-        self._vectors.finish(self.tokens)
+    def finish(self, memory: int) -> list[StoredFile]:
+        """Make the segment durable under its final name; returns what the catalogue is to know of its files.
+
+        memory: bytes to work in, about, where a large dense segment gets the files by which it is searched.
+        """
         names = [self._layout.file]
         if self._layout.many_rows:
             names.append(OFFSETS)
             save_array(self._draft.path / OFFSETS, np.array(self._offsets, dtype=np.int64))
+        elif plan.dense_row(self.tokens).search != "flat":
+            from mbretrieve.index.derived import derive  # it needs FAISS and torch, which not every writer does
+
+            names += derive(self._draft.path, self._vectors.mapped(self.tokens), memory)
+        self._vectors.finish(self.tokens)
         return self._draft.finish(names)
 
 
@@ -255,6 +265,24 @@ class RawSegment(Segment):
         self.offsets = (
             read_offsets(self.files, record) if layout.many_rows else np.arange(record.rows + 1, dtype=np.int64)
         )
+
+    def check_run(self, first: int, last: int) -> None:
+        """Check the blocks that hold the vectors of rows ``first`` to ``last`` - 1, as ``check_rows`` does."""
+        ends = self.offsets[[first, last]]
+        self.files.check_rows(self._file, self.vectors, ends[:1], ends[1:])
+
+    @cached_property
+    def near(self) -> "Near | None":
+        """What finds near vectors in a large dense segment, mapped when first asked for; None: compare with each.
+
+        Raises: FileNotFoundError; IndexFormatError if it does not fit the vectors.
+        """
+        names = {file.name for file in self.record.files}
+        if names <= {self._file, OFFSETS}:
+            return None
+        from mbretrieve.index.derived import open_derived  # it needs FAISS and torch, which not every reader does
+
+        return open_derived(self.files, names, self._file, self.vectors)
 
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         return [(self._file, self.vectors)]

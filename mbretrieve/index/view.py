@@ -52,6 +52,15 @@ class View:
     by_first: Integers
 
     @cached_property
+    def every_document(self) -> Integers:
+        """The places of all documents."""
+        return np.arange(len(self.keys))
+
+    @cached_property
+    def _every_position(self) -> Integers:
+        return np.arange(len(self.row))
+
+    @cached_property
     def at_rows(self) -> list[Integers]:
         """For each segment the position of the window in each of its rows, -1 where it has none any more: (rows,)."""
         found = [np.full(segment.record.rows, -1, dtype=np.int64) for segment in self.segments]
@@ -111,7 +120,7 @@ class View:
     def positions(self, documents: Integers) -> Integers:
         """Return the positions of the windows of some documents, rising, each once though documents may share them."""
         if len(documents) == len(self.keys):
-            return np.arange(len(self.row))
+            return self._every_position
         wanted = np.zeros(len(self.row) + 1, dtype=np.int64)
         np.add.at(wanted, self.first[documents], 1)
         np.add.at(wanted, self.last[documents], -1)
@@ -183,8 +192,8 @@ def load_view(catalogue: Catalogue) -> View:
         raise damaged(catalogue.index, "a segment's codebook is not there")
     segments = [open_segment(catalogue.index, record, layout, catalogue.dim, books) for record in records]
     for segment in segments:
-        if isinstance(segment, PackedSegment):
-            _ = segment.lists  # mapped now: a writer may drop the segment before the first search needs them
+        # Mapped now: a writer may drop the segment before the first search needs it.
+        _ = segment.lists if isinstance(segment, PackedSegment) else segment.near
     windows = catalogue.windows()
     content, window, named, row, tokens = windows[:, :5].T
     keys = np.array([record.key for record in records], dtype=np.int64)

@@ -62,7 +62,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        tiny(self.patch)  # so that a few commits already merge
+        tiny(self.patch, EXACT_TOKENS=1 << 17)  # so that a few commits already merge, and nothing is packed
         self.path = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None)) / "index"
         self.model: dict[str, Stored] = {}
         self.hashes = 0
