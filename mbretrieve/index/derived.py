@@ -110,15 +110,24 @@ class DenseLists:
         """See ``Near.search``."""
         passing = len(self._vectors) if selected is None else int(np.count_nonzero(selected))
         rotated = self._coarse.rotate(queries)
-        _, numbers, products = self._coarse.nearest_lists(rotated, self._probes(effort, passing))
-        self._files.check(LISTS, *self._lists.byte_ranges(np.unique(numbers)))
-        _, rows = self._lists.search(rotated, numbers, products, min(_fetched(count, effort), passing), selected)
+        wanted, probes = min(_fetched(count, effort), passing), self._probes(effort, passing)
+        rows = self._fetch(rotated, probes, wanted, selected)
+        # The lists near a query may hold none that pass, where a filter leaves what is far from it.
+        while probes < len(self._coarse.centroids) and (rows < 0).any():
+            probes *= 4
+            rows = self._fetch(rotated, probes, wanted, selected)
         there = np.unique(rows[rows >= 0])
         self._files.check_rows(self._name, self._vectors, there, there + 1)
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for query, found, into in zip(queries, rows, scores, strict=True):
             into[found >= 0] = self._vectors[found[found >= 0]] @ query
         return scores, rows
+
+    def _fetch(self, rotated: Floats, probes: int, count: int, selected: NDArray[np.bool_] | None) -> Integers:
+        _, numbers, products = self._coarse.nearest_lists(rotated, probes)
+        self._files.check(LISTS, *self._lists.byte_ranges(np.unique(numbers)))
+        _, rows = self._lists.search(rotated, numbers, products, count, selected)
+        return rows
 
     def _probes(self, effort: Effort, passing: int) -> int:
         """Return how many lists to visit: where few vectors pass, the nearest of them lie in as many more."""

@@ -73,12 +73,22 @@ class Graph:
 
         selected (rows,): those that may be found, all if None. Where fewer are found, -inf and -1 fill up.
         """
-        passing = len(self._vectors) if selected is None else int(np.count_nonzero(selected))
-        selector = None
-        if selected is not None:
-            bitmap = np.packbits(selected, bitorder="little")
-            selector = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
-        parameters = _FAISS.SearchParametersHNSW(efSearch=self._width(count, effort, passing), sel=selector)
+        if selected is None:
+            return self._walk(queries, count, self._width(count, effort, len(self._vectors)), None)
+        bitmap = np.packbits(selected, bitorder="little")
+        selector = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
+        width = self._width(count, effort, int(np.count_nonzero(selected)))
+        scores, rows = self._walk(queries, count, width, selector)
+        # The filter may leave nothing near the query, and a walk ends there: on, until going on finds nothing better.
+        while width < len(self._vectors):
+            width *= 4
+            before, (scores, rows) = scores, self._walk(queries, count, width, selector)
+            if (scores == before).all():
+                break
+        return scores, rows
+
+    def _walk(self, queries: Floats, count: int, width: int, selector: Any) -> tuple[Floats, Integers]:
+        parameters = _FAISS.SearchParametersHNSW(efSearch=width, sel=selector)
         scores, rows = self._index.search(queries, count, params=parameters)
         scores[rows < 0] = -np.inf  # FAISS fills up with the least float
         return scores, rows
