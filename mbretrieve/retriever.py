@@ -344,14 +344,21 @@ class Retriever:
     ) -> AddReport:
         """Add documents, or put them in the place of those with their ids; read as a stream, committed as it goes.
 
+        A sequence is read in an order of chance, so that the index learns to pack vectors from documents like those
+        that follow; of a stream it knows the beginning.
         A document equal to the one stored is left alone; one whose text and context are already in the index is not
         encoded again.
         Raises: DataError for an id that comes twice or metadata that is not a string, number or boolean;
         IndexBusyError if another process writes, or the disk cannot be written.
         """
         with self.writing(progress, memory=memory) as session:
-            for document in documents:
-                session.add(document)
+            if isinstance(documents, Sequence):
+                for count, at in enumerate(np.random.default_rng(0).permutation(len(documents)).tolist(), start=1):
+                    session.share = count / len(documents)
+                    session.add(documents[at])
+            else:
+                for document in documents:
+                    session.add(document)
         return session.report
 
     def delete(self, ids: Iterable[str]) -> int:

@@ -54,7 +54,7 @@ def repair(index: Path, memory: int) -> list[str]:
         catalogue.connection.execute("BEGIN IMMEDIATE")
         store = VectorStore(catalogue, memory)
         try:
-            done = _Repair(catalogue, store, memory).run()
+            done = _Repair(catalogue, store).run()
             if done:
                 store.finish()
                 put_meta(catalogue.connection, "generation", catalogue.newest_generation() + 1)
@@ -71,9 +71,8 @@ def repair(index: Path, memory: int) -> list[str]:
 class _Repair:
     """One repair, within the catalogue's transaction. From one step to the next less may be left, never more."""
 
-    def __init__(self, catalogue: Catalogue, store: VectorStore, memory: int) -> None:
+    def __init__(self, catalogue: Catalogue, store: VectorStore) -> None:
         self._catalogue, self._store, self._index = catalogue, store, catalogue.index
-        self._memory = memory
         self._execute = catalogue.connection.execute
         self._done: list[str] = []
         self._dropped = False
@@ -202,7 +201,7 @@ class _Repair:
         if not one.damaged:
             return
         windows = self._catalogue.windows(one.record.key)
-        for first, last, written in rewrite(self._index, one, windows[:, 3], self._memory):
+        for first, last, written in rewrite(self._index, one, windows[:, 3], self._store.memory):
             self._store.replace([windows[first:last]], written, one.record.codebook)
         self._store.retire([one.record.key])
         files = ", ".join(f"segments/{one.record.name}/{name}" for name in one.damaged)

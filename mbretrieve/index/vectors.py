@@ -34,7 +34,7 @@ class VectorStore:
     """The segments and codebooks of an index, for its writer: all it does is part of the catalogue's transaction."""
 
     def __init__(self, catalogue: Catalogue, memory: int) -> None:
-        self._catalogue, self._memory = catalogue, memory
+        self._catalogue, self.memory = catalogue, memory
         self._index, self._database = catalogue.index, catalogue.connection
         self._layout, self._dim = LAYOUTS[catalogue.kind], catalogue.dim
         self._segment: SegmentWriter | None = None
@@ -126,7 +126,7 @@ class VectorStore:
         if self._segment is None:
             return
         segment, key = self._segment, self._segment_key
-        files = segment.finish(self._memory)
+        files = segment.finish(self.memory)
         self._complete_segment(key, segment.name, segment.rows, segment.tokens, None, files)
         self._segment, self._segment_key = None, 0
 
@@ -178,7 +178,7 @@ class VectorStore:
 
             codebook = packed[0].record.codebook
             rows = [some[:, 3] for some in windows]
-            self.replace(windows, merge(self._index, packed[0].codebook, packed, rows, self._memory), codebook)
+            self.replace(windows, merge(self._index, packed[0].codebook, packed, rows, self.memory), codebook)
         else:
             for segment, some in zip(segments, windows, strict=True):
                 assert isinstance(segment, RawSegment)
@@ -234,7 +234,7 @@ class VectorStore:
             sources.append(Source(vectors, segment.offsets, some[:, 3]))
         bits = self._catalogue.bits
         assert bits is not None
-        codebook = train(sources, bits, self._all_tokens(), self._memory)
+        codebook = train(sources, bits, self._all_tokens(), self.memory)
         key = self._put_codebook(codebook)
         for source, some in zip(sources, windows, strict=True):
             for first, last in runs(source.offsets, source.rows, PACK_TOKENS):
@@ -292,7 +292,7 @@ class VectorStore:
                 return newest.key, codebook
             if few:
                 return None
-        trained = train(sources, bits, self._all_tokens(), self._memory)
+        trained = train(sources, bits, self._all_tokens(), self.memory)
         return self._put_codebook(trained), trained
 
     def _put_codebook(self, codebook: "Codebook") -> int:
