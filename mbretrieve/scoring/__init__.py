@@ -1,0 +1,13 @@
+"""Exact similarity, computed nowhere else: search, evaluation, reranking and training losses call this."""
+
+from mbretrieve.scoring.padded import cosine, maxsim
+from mbretrieve.scoring.search import CompressedTokens, maxsim_compressed, maxsim_ragged, maxsim_ragged_batch
+
+__all__ = [
+    "CompressedTokens",
+    "cosine",
+    "maxsim",
+    "maxsim_compressed",
+    "maxsim_ragged",
+    "maxsim_ragged_batch",
+]
