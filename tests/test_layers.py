@@ -29,6 +29,7 @@ LAYERS = [
         "training.config",
         "training.losses",
         "training.gradcache",
+        "training.gathering",
     ],
     ["retriever", "training.data"],
     ["folder", "evaluation.runner", "training.mining"],

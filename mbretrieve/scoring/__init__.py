@@ -1,5 +1,6 @@
 """Exact similarity, computed nowhere else: search, evaluation, reranking and training losses call this."""
 
+from mbretrieve.scoring.packed import maxsim_packed
 from mbretrieve.scoring.padded import cosine, maxsim
 from mbretrieve.scoring.search import CompressedTokens, maxsim_compressed, maxsim_ragged, maxsim_ragged_batch
 
@@ -8,6 +9,7 @@ __all__ = [
     "cosine",
     "maxsim",
     "maxsim_compressed",
+    "maxsim_packed",
     "maxsim_ragged",
     "maxsim_ragged_batch",
 ]
