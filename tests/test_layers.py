@@ -31,7 +31,7 @@ LAYERS = [
         "training.gradcache",
     ],
     ["retriever", "training.data"],
-    ["folder", "evaluation.runner", "training.mining"],
+    ["folder", "evaluation.runner", "training.mining", "training.preview"],
     ["evaluation.searchers", "training.loop", "training.pretrain", "bench"],
     ["serve", "cluster", "integrations", "cli"],
     ["__main__"],
