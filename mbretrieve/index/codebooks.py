@@ -284,7 +284,8 @@ def _scale_codes(tokens: Floats, coded: Floats) -> Bytes:
     known = np.minimum(*lengths) > 0
     ratios = np.divide(*lengths, out=np.ones(len(tokens), dtype=np.float32), where=known)
     bounds = np.sqrt(SCALES[:-1] * SCALES[1:])
-    return np.searchsorted(bounds, ratios).astype(np.uint8)
+    codes: Bytes = np.searchsorted(bounds, ratios).astype(np.uint8)
+    return codes
 
 
 def _padded(dim: int) -> int:
