@@ -29,6 +29,8 @@ LAYERS = [
         "training.config",
         "training.losses",
         "training.gradcache",
+        "training.schedule",
+        "training.optim",
     ],
     ["retriever", "training.data"],
     ["folder", "evaluation.runner", "training.mining"],
