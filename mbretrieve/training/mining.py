@@ -1,7 +1,7 @@
 """Hard negatives: for each pair of a query and a positive, texts that rank high for the query and do not answer it.
 
 Which of the texts found are taken says a range of ranks and, since the best of them are often answers that nobody
-marked (https://arxiv.org/abs/2010.08191 found 70% so), a margin below the positive's score (https://arxiv.org/abs/2407.15831).
+marked (https://arxiv.org/abs/2010.08191), a margin below the positive's score (https://arxiv.org/abs/2407.15831).
 A run that was killed goes on where it stood: what is found so far lies beside the output, with how far it is.
 """
 
