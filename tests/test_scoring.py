@@ -169,7 +169,7 @@ def compress(
             "f4"
         ),
         random.integers(0, lists, total).astype(np.uint16),
-        random.choice([0, 7, 128, 255, random.integers(256)], (total, stages * groups)).astype(np.uint8),
+        random.choice([0, 7, 128, 255, random.integers(256)], (total, stages * groups + 1)).astype(np.uint8),
     )
     return tokens, torch.from_numpy(np.cumsum([0, *counts]))
 
@@ -177,9 +177,10 @@ def compress(
 def decoded_by_loops(tokens: CompressedTokens, offsets: torch.Tensor) -> Ragged:
     stages, groups = tokens.residuals.shape[:2]
     rows = tokens.centroids[tokens.assignments]
-    for row, code in zip(rows, tokens.codes.reshape(-1, stages, groups), strict=True):
+    for row, code in zip(rows, tokens.codes, strict=True):
         for stage in range(stages):
-            row += np.concatenate([tokens.residuals[stage, g, code[stage, g]] for g in range(groups)])
+            row += np.concatenate([tokens.residuals[stage, g, code[stage * groups + g]] for g in range(groups)])
+        row *= 2 ** ((int(code[-1]) - 128) / 128)
     return np.split(rows, offsets[1:-1].numpy())
 
 
@@ -224,6 +225,7 @@ def test_compressed_equals_maxsim_of_the_decoded_tokens(
 
 def test_products_with_centroids_already_known_are_used() -> None:
     tokens, offsets = compress(0, [3, 1, 9])
+    tokens.codes[:, -1] = 128  # lengths as they are
     queries = [torch.from_numpy(query) for query in draw(1, [4, 2], 12)]
     coarse = torch.cat(queries) @ torch.from_numpy(tokens.centroids).T
     expected = maxsim_compressed(queries, tokens, offsets)

@@ -17,17 +17,21 @@ BLOCK_SIMILARITIES = 128 * 1024
 BLOCK_MAXIMA = 8 * 1024 * 1024
 # Up to so many query tokens, adding up the scores of a document token's codes is faster than decoding the token.
 TABLE_QUERY_TOKENS = 48
+# What the last byte of a compressed token stands for: its length over that of what its other codes add up to, in steps
+# of half a percent. Codes shorten tokens, some more than others, and MaxSim's maximum is among tokens of one document.
+SCALES: NDArray[np.float32] = np.exp2((np.arange(256, dtype=np.float32) - 128) / 128)
 
 Places = slice | NDArray[np.int64]
 Similarities = Callable[[Places], Iterator[tuple[int, NDArray[np.float32]]]]
 
 
 class CompressedTokens(NamedTuple):
-    """Tokens as a centroid and residual codes each: token t is ``centroids[assignments[t]]`` plus, for every stage s,
-    the vectors ``residuals[s, g, codes[t, s * groups + g]]`` of all groups g end to end.
+    """Tokens as a centroid, residual codes and a length each: token t is ``SCALES[codes[t, -1]]`` times the sum of
+    ``centroids[assignments[t]]`` and, for every stage s, the vectors ``residuals[s, g, codes[t, s * groups + g]]`` of
+    all groups g end to end.
 
     Shapes: centroids (L, groups * width) float32, residuals (stages, groups, 256, width) float32, assignments (T,)
-    integers below L, codes (T, stages * groups) uint8. The last two may be memory-mapped.
+    integers below L, codes (T, stages * groups + 1) uint8. The last two may be memory-mapped.
     """
 
     centroids: NDArray[np.float32]
@@ -44,7 +48,7 @@ class CompressedTokens(NamedTuple):
         for stage in range(stages):
             chosen = entries[:, stage * groups : (stage + 1) * groups].reshape(-1)
             tokens += table.index_select(0, chosen).view_as(tokens)
-        return tokens
+        return tokens.mul_(self._scales(places))
 
     def score_codes(self, query: Tensor, coarse: Tensor) -> Callable[[Places], Tensor]:
         """Return a function from tokens to their inner products with a query, (t, I): the sum of the products of the
@@ -63,22 +67,26 @@ class CompressedTokens(NamedTuple):
         def score(places: Places) -> Tensor:
             codes = _take(self.codes, places)
             # numpy adds in the calling thread; torch would wake its other ones for what takes some microseconds.
-            chosen = np.empty((len(codes), codes.shape[1] + 1), dtype=np.int32)
-            np.add(codes, first_entries, out=chosen[:, :-1])
+            chosen = np.empty(codes.shape, dtype=np.int32)
+            np.add(codes[:, :-1], first_entries, out=chosen[:, :-1])
             np.add(_take(self.assignments, places), first_centroid, out=chosen[:, -1], dtype=np.int32)
-            return torch.nn.functional.embedding_bag(torch.from_numpy(chosen), scores, mode="sum")
+            sums = torch.nn.functional.embedding_bag(torch.from_numpy(chosen), scores, mode="sum")
+            return sums.mul_(torch.from_numpy(SCALES[codes[:, -1:]]))
 
         return score
 
     def _codes(self, places: Places) -> Tensor:
-        return torch.from_numpy(np.array(_take(self.codes, places)))
+        return torch.from_numpy(np.array(_take(self.codes[:, :-1], places)))
+
+    def _scales(self, places: Places) -> Tensor:
+        return torch.from_numpy(SCALES[_take(self.codes[:, -1:], places)])
 
     def _assignments(self, places: Places) -> Tensor:
         return torch.from_numpy(_take(self.assignments, places).astype(np.int32))
 
     def _first_entries(self) -> Tensor:
         """Return where the 256 entries of each of a token's codes begin, all of them taken as one table."""
-        return torch.arange(0, self.codes.shape[1] * 256, 256, dtype=torch.int32)
+        return torch.arange(0, (self.codes.shape[1] - 1) * 256, 256, dtype=torch.int32)
 
 
 def maxsim_ragged(query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
