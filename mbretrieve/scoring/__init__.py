@@ -2,9 +2,16 @@
 
 from mbretrieve.scoring.packed import maxsim_packed
 from mbretrieve.scoring.padded import cosine, maxsim
-from mbretrieve.scoring.search import CompressedTokens, maxsim_compressed, maxsim_ragged, maxsim_ragged_batch
+from mbretrieve.scoring.search import (
+    SCALES,
+    CompressedTokens,
+    maxsim_compressed,
+    maxsim_ragged,
+    maxsim_ragged_batch,
+)
 
 __all__ = [
+    "SCALES",
     "CompressedTokens",
     "cosine",
     "maxsim",
