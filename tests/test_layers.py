@@ -29,6 +29,7 @@ LAYERS = [
         "training.config",
         "training.losses",
         "training.gradcache",
+        "training.gathering",
         "training.schedule",
         "training.optim",
         "training.masking",
