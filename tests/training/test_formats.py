@@ -1,13 +1,14 @@
 """Each format reads rows of the schema that its data set has, from files and through Hugging Face's ``datasets``."""
 
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mbretrieve.errors import DataError
+from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.training.config import SourceConfig
 from mbretrieve.training.data import Batches, Example
 
@@ -196,3 +197,14 @@ def test_coir_on_the_hub(tmp_path: Path, prefix: str, names: tuple[str, str, str
     )  # fmt: skip
     config = prefix.removesuffix("-") or None
     assert read(2, hub=str(tmp_path), config=config, format="coir") == EXPECTED
+
+
+def test_without_the_extra_the_command_that_installs_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}])
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r'parquet .* needs datasets.*: pip install "mbretrieve\[train\]"'):
+        read(1, path=str(tmp_path / "a.parquet"))
+    assert read(1, path=str(tmp_path / "a.jsonl")) == [Example("q", "p", source="s")]
