@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from mbretrieve.models.tiles import Tiles, attend_tiles, cut_tiles
+
 # SDPA's CPU kernel reads keys in tiles: in bfloat16, 255 keys take it 1.5 times as long as 256, one of them masked.
 _TILE = 16
 
@@ -66,6 +68,7 @@ class PackedBatch:
         self.device, self.dtype, self.attended = device, dtype, attended
         self.tokens, self.longest = sum(lengths), max(lengths)
         self._lengths = torch.tensor(lengths)
+        self._tiles: dict[int | None, Tiles] = {}
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self._bands: dict[int, Tensor] = {}
         self.runs: list[Run] = []
@@ -89,6 +92,12 @@ class PackedBatch:
         """Each token's place in its text, (T,) int64."""
         starts = self._lengths.cumsum(0) - self._lengths
         return (torch.arange(self.tokens) - starts.repeat_interleave(self._lengths)).to(self.device)
+
+    def tiles(self, window: int | None) -> Tiles:
+        """How the stream is cut where gradients are needed and no flash kernel serves."""
+        if window not in self._tiles:
+            self._tiles[window] = cut_tiles(self._lengths.tolist(), window, self.attended, self.device)
+        return self._tiles[window]
 
     def masks(self, window: int | None) -> list[Tensor | None]:
         """For each run the mask of its SDPA call, (texts or 1, 1, length or 1, span); None where all is attended."""
@@ -172,6 +181,14 @@ def _padded(stream: Tensor, before: int, after: int) -> Tensor:
     return torch.cat((rows[:before], stream, rows[:after]))
 
 
+def _by_tiles(
+    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, window: int | None, dropout: float
+) -> Tensor:
+    """Attention written out, with a backward of its own. It has no dropout; the table sends it none."""
+    assert dropout == 0
+    return attend_tiles(query, key, value, batch.tiles(window))
+
+
 def _flash(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, window: int | None, dropout: float) -> Tensor:
     """flash-attn's varlen kernel; its window bounds are inclusive, as ours are."""
     from flash_attn import flash_attn_varlen_func
@@ -225,6 +242,7 @@ class Case(NamedTuple):
     head_dim: int
     unattended: bool
     dropout: bool
+    learning: bool
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, PackedBatch, int | None, float], Tensor]
@@ -270,6 +288,7 @@ def _has_varlen() -> bool:
 KERNELS = (
     Kernel("flash-attn varlen", _flash, _flash_serves, _has_flash),
     Kernel("torch varlen", _varlen, lambda case: _flash_serves(case) and not case.dropout, _has_varlen),
+    Kernel("tiles", _by_tiles, lambda case: case.learning and not case.dropout, lambda: True),
     Kernel("banded SDPA", _sdpa, lambda _: True, lambda: True),
 )
 
@@ -296,6 +315,7 @@ def attend(
         head_dim=query.shape[-1],
         unattended=batch.attended is not None,
         dropout=dropout > 0,
+        learning=torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
     )
     # A window that no text fills is no limit: the global kernel then needs no mask.
     limit = None if window is None or window >= batch.longest - 1 else window

@@ -5,6 +5,7 @@ Parameter names are Hugging Face's without the ``model.`` prefix, so that state_
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -66,9 +67,10 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries, keys and values: (T, hidden) -> three of (T, heads, head_dim)."""
-        qkv = self.Wqkv(x).view(len(x), 3, self.heads, -1)
-        query, key = rotate(qkv[:, :2], cosine, sine).unbind(1)
-        return query, key, qkv[:, 2]
+        # Parted by one split: autograd fills a whole with zeros for each slice, and adds them up.
+        both, value = self.Wqkv(x).view(len(x), 3, self.heads, -1).split((2, 1), dim=1)
+        query, key = rotate(both, cosine, sine).unbind(1)
+        return query, key, value.squeeze(1)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch) -> Tensor:
         """Let tokens attend: three of (T, heads, head_dim) -> (T, hidden)."""
@@ -237,8 +239,23 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
     ``out[i] = x[i] cos - x[j] sin`` and ``out[j] = x[j] cos + x[i] sin``; the table's sine carries the sign.
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cosine, torch.cat((second, first), dim=-1), sine)
+    rotated: Tensor = _Rotate.apply(x, cosine, sine)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the gradient rotated back: fewer passes than autograd makes of the parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        first, second = x.chunk(2, dim=-1)
+        return torch.addcmul(x * cosine, torch.cat((second, first), dim=-1), sine)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return rotate(grad, cosine, -sine), None, None
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:

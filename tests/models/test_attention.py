@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mbretrieve.models import attention
+from mbretrieve.models import attention, tiles
 from mbretrieve.models.attention import Case, PackedBatch, attend, choose
 
 TOLERANCE = 1e-5
@@ -71,21 +71,72 @@ def test_attention_is_what_its_formula_says(
     torch.testing.assert_close(out, want, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("window", [None, 3, 60])
-@pytest.mark.parametrize("lengths", [[5, 5, 5, 17], [300, 20, 1]])
-def test_gradients_are_those_of_the_formula(lengths: list[int], window: int | None) -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    LENGTHS,
+    st.integers(1, 3),
+    st.sampled_from([2, 8]),
+    st.one_of(st.none(), st.integers(0, 90)),
+    st.sampled_from([None, 0.9, 0.3, 0.0]),
+    st.integers(0, 5),
+    st.sampled_from([(512, 128), (7, 3)]),
+)
+def test_gradients_are_those_of_the_formula(
+    lengths: list[int],
+    heads: int,
+    head_dim: int,
+    window: int | None,
+    share: float | None,
+    seed: int,
+    cut: tuple[int, int],
+) -> None:
+    tokens = sum(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    attended = None if share is None else torch.rand(tokens, generator=generator) < share
+    weights = torch.randn(tokens, heads, head_dim, generator=generator)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "_WHOLE", cut[0])
+        patch.setattr(tiles, "_CUT", cut[1])
+        for forward in (
+            lambda q, k, v: attend(q, k, v, batch_of(lengths, attended), window=window),
+            lambda q, k, v: defined(q, k, v, lengths, attended, window),
+        ):
+            inputs = [x.requires_grad_() for x in stream(tokens, heads, head_dim, seed)]
+            out = forward(*inputs)
+            (out * weights).sum().backward()
+            found.append([out, *(x.grad for x in inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 60])
+def test_the_gradients_of_all_kernels_on_a_cpu_agree(window: int | None) -> None:
+    lengths = [300, 20, 20, 1, 700]
     attended = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(1)) < 0.6
-    grads = []
-    for forward in (
-        lambda q, k, v: attend(q, k, v, batch_of(lengths, attended), window=window),
-        lambda q, k, v: defined(q, k, v, lengths, attended, window),
-    ):
+    found = []
+    for name in (TILES, SDPA):
+        kernel = next(kernel for kernel in attention.KERNELS if kernel.name == name)
         inputs = [x.requires_grad_() for x in stream(sum(lengths), 2, 8, 0)]
-        forward(*inputs).pow(2).sum().backward()
-        grads.append([x.grad for x in inputs])
-    for ours, theirs in zip(*grads, strict=True):
+        kernel.attend(*inputs, batch_of(lengths, attended), window, 0.0).pow(2).sum().backward()
+        found.append([x.grad for x in inputs])
+    for ours, theirs in zip(*found, strict=True):
         assert torch.isfinite(ours).all()
         torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=1e-4)
+
+
+def test_bfloat16_gradients_are_near_those_of_float32_under_autocast_too() -> None:
+    lengths, found = [40, 90, 600, 5], []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [x.to(dtype).requires_grad_() for x in stream(sum(lengths), 2, 16, 0)]
+        batch = PackedBatch(lengths, device=CPU, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = attend(*inputs, batch, window=30)
+            assert out.dtype == dtype
+            out.float().pow(2).sum().backward()
+        found.append([out.detach().float(), *(x.grad.float() for x in inputs)])
+    for exact, low in zip(*found, strict=True):
+        assert torch.cosine_similarity(exact.flatten(), low.flatten(), dim=0) > 0.999
 
 
 def test_runs_cover_the_stream_in_order() -> None:
@@ -176,7 +227,8 @@ def test_varlen_kernels_are_asked_for_the_same(
 
 
 FLASH, VARLEN, SDPA = "flash-attn varlen", "torch varlen", "banded SDPA"
-AMPERE = Case("cuda", (8, 0), torch.bfloat16, 64, unattended=False, dropout=False)
+TILES = "tiles"
+AMPERE = Case("cuda", (8, 0), torch.bfloat16, 64, unattended=False, dropout=False, learning=False)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +237,17 @@ AMPERE = Case("cuda", (8, 0), torch.bfloat16, 64, unattended=False, dropout=Fals
         (AMPERE, [FLASH, VARLEN, SDPA]),
         (AMPERE._replace(capability=(9, 0), dtype=torch.float16, head_dim=256), [FLASH, VARLEN, SDPA]),
         (AMPERE._replace(dropout=True), [FLASH, SDPA]),
+        (AMPERE._replace(learning=True), [FLASH, VARLEN, TILES, SDPA]),
+        (AMPERE._replace(learning=True, dropout=True), [FLASH, SDPA]),
         (AMPERE._replace(unattended=True), [SDPA]),
+        (AMPERE._replace(unattended=True, learning=True), [TILES, SDPA]),
         (AMPERE._replace(dtype=torch.float32), [SDPA]),
         (AMPERE._replace(capability=(7, 5)), [SDPA]),
         (AMPERE._replace(head_dim=20), [SDPA]),
         (AMPERE._replace(head_dim=264), [SDPA]),
         (AMPERE._replace(device="cpu", capability=(0, 0)), [SDPA]),
+        (AMPERE._replace(device="cpu", capability=(0, 0), learning=True), [TILES, SDPA]),
+        (AMPERE._replace(device="cpu", capability=(0, 0), learning=True, dropout=True), [SDPA]),
         (AMPERE._replace(device="mps", capability=(0, 0)), [SDPA]),
     ],
 )
