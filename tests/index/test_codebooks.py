@@ -158,6 +158,14 @@ def test_identical_tokens_are_kept_exactly(bits: int, value: float, count: int) 
     assert codebook.error < 1e-8
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_few_different_tokens_are_kept_exactly_however_often_they_come(bits: int) -> None:
+    random = np.random.default_rng(0)
+    different = tokens(200, 16)
+    rows = different[np.minimum(random.geometric(0.02, 3000) - 1, 199)]  # some a hundred times, some once
+    np.testing.assert_allclose(compressed(train_codebook(rows, 1, bits), rows)[0], rows, atol=0.004)
+
+
 def test_no_tokens_are_compressed_to_none(trained: dict[int, Codebook]) -> None:
     rows, error = compressed(trained[2], np.empty((0, 48), dtype=np.float32))
     assert rows.shape == (0, 48)

@@ -1,4 +1,4 @@
-"""Exact similarity, computed nowhere else: search, evaluation, reranking and training losses call this."""
+"""MaxSim of queries with documents laid end to end, as they are or compressed, for search: on the CPU, by blocks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mbretrieve.scoring.padded import check_dims
 
 # Sizes of the blocks of `maxsim_ragged`: small enough to stay in a core's cache, where the whole is twice as fast as
 # with blocks sixteen times as large (the similarities are then read from memory again to find their maxima).
@@ -87,23 +89,6 @@ class CompressedTokens(NamedTuple):
         return torch.arange(0, (self.codes.shape[1] - 1) * 256, 256, dtype=torch.int32)
 
 
-def maxsim(queries: Tensor, documents: Tensor, query_mask: Tensor, document_mask: Tensor) -> Tensor:
-    """Score every query against every document: ``out[q, d] = sum_i max_j queries[q, i] @ documents[d, j]``.
-
-    The late interaction of ColBERT (Khattab and Zaharia, SIGIR 2020, equation 3). Differentiable.
-
-    Shapes: queries (Q, I, dim), documents (D, J, dim), masks (Q, I) and (D, J) bool -> (Q, D) float32.
-    Padding is excluded from the max, not zeroed: a zero would beat a negative similarity.
-    Raises: ValueError if the dims differ or a document has no real token.
-    """
-    _check_dims(queries, documents)
-    if not bool(document_mask.any(dim=1).all()):
-        raise ValueError("a document has no real token: MaxSim is the maximum over its tokens")
-    similarities = torch.einsum("qih,djh->qdij", queries, documents).float()  # (Q, D, I, J)
-    best = similarities.masked_fill(~document_mask[None, :, None, :], -torch.inf).amax(dim=3)  # (Q, D, I)
-    return best.masked_fill(~query_mask[:, None, :], 0.0).sum(dim=2)
-
-
 def maxsim_ragged(query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
     """Score one query against documents laid end to end: ``out[d] = sum_i max_t query[i] @ tokens[t]``, with t in
     ``range(offsets[d], offsets[d + 1])``.
@@ -165,22 +150,6 @@ def maxsim_compressed(
     return _maxsim_by_blocks([len(query) for query in queries], offsets, rows, similarities)
 
 
-def cosine(queries: Tensor, documents: Tensor) -> Tensor:
-    """Cosine similarity of every query with every document: ``q @ d / (|q| |d|)``, or 0 for a zero vector.
-
-    Shapes: queries (Q, dim), documents (D, dim) -> (Q, D) float32. Differentiable.
-    Raises: ValueError if the dims differ.
-    """
-    _check_dims(queries, documents)
-    normalize = torch.nn.functional.normalize
-    return normalize(queries.float(), dim=-1) @ normalize(documents.float(), dim=-1).T
-
-
-def _check_dims(queries: Tensor, documents: Tensor) -> None:
-    if queries.shape[-1] != documents.shape[-1]:
-        raise ValueError(f"queries have dim {queries.shape[-1]}, documents have dim {documents.shape[-1]}")
-
-
 def _blocks(lengths: NDArray[np.int64], max_documents: int) -> Iterator[tuple[int, int]]:
     """Cut documents into runs [first, last) of at most BLOCK_TOKENS tokens; a longer document is a run of its own."""
     ends = np.cumsum(lengths)
@@ -210,7 +179,7 @@ def _take(array: NDArray[Any], places: Places) -> NDArray[Any]:
 def _stack(queries: Sequence[Tensor], documents: Tensor) -> Tensor:
     """Return the tokens of all queries end to end, (sum I, dim) float32, the dim that of the documents."""
     for query in queries:
-        _check_dims(query, documents)
+        check_dims(query, documents)
     if any(len(query) == 0 for query in queries):
         raise ValueError("a query has no token: MaxSim is a sum over its tokens")
     return torch.cat([torch.empty((0, documents.shape[1])), *(query.float() for query in queries)])
