@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mbretrieve"
 # A room may import the rooms of earlier lines and itself, never a sibling on its own line.
 LAYERS = [
     ["errors", "types"],
-    ["scoring"],
+    ["scoring", "training.recipe"],
     [
         "models",
         "index",
@@ -29,10 +29,25 @@ LAYERS = [
         "training.config",
         "training.losses",
         "training.gradcache",
+        "training.gathering",
+        "training.schedule",
+        "training.optim",
+        "training.masking",
+        "training.packed_sequences",
     ],
-    ["retriever", "training.data"],
-    ["folder", "evaluation.runner", "training.mining"],
-    ["evaluation.searchers", "training.loop", "training.pretrain", "bench"],
+    [
+        "retriever",
+        "training.data",
+        "training.pairs",
+        "training.masked_lm",
+        "training.tiling",
+        "training.tokenizer_training",
+        "training.pretrain_config",
+    ],
+    ["folder", "evaluation.runner", "training.mining", "training.finders", "training.preview", "training.texts"],
+    ["evaluation.searchers", "training.token_store", "bench"],
+    ["training.masked_steps", "training.pretrain_start"],
+    ["training.loop", "training.pretrain"],
     ["serve", "cluster", "integrations", "cli"],
     ["__main__"],
 ]

@@ -1,4 +1,4 @@
-"""scoring.py against plain loops, and the laws that padding, batching and blocks must not break."""
+"""scoring against plain loops, and the laws that padding, batching and blocks must not break."""
 
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mbretrieve import scoring
 from mbretrieve.scoring import (
     CompressedTokens,
     cosine,
@@ -17,6 +16,7 @@ from mbretrieve.scoring import (
     maxsim_compressed,
     maxsim_ragged,
     maxsim_ragged_batch,
+    search,
 )
 
 Ragged = list[NDArray[np.float32]]
@@ -73,9 +73,9 @@ def test_ragged_equals_three_loops_at_any_block_size(
 ) -> None:
     q, d = draw(seed, queries, dim), draw(seed + 1, documents, dim)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "BLOCK_TOKENS", tokens)
-        patch.setattr(scoring, "BLOCK_SIMILARITIES", tokens)
-        patch.setattr(scoring, "BLOCK_MAXIMA", maxima)
+        patch.setattr(search, "BLOCK_TOKENS", tokens)
+        patch.setattr(search, "BLOCK_SIMILARITIES", tokens)
+        patch.setattr(search, "BLOCK_MAXIMA", maxima)
         scores = maxsim_ragged_batch([torch.from_numpy(query) for query in q], *ragged(d))
     assert scores.dtype == torch.float32
     np.testing.assert_allclose(scores, by_loops(q, d), rtol=1e-4, atol=1e-4)
@@ -169,7 +169,7 @@ def compress(
             "f4"
         ),
         random.integers(0, lists, total).astype(np.uint16),
-        random.choice([0, 7, 128, 255, random.integers(256)], (total, stages * groups)).astype(np.uint8),
+        random.choice([0, 7, 128, 255, random.integers(256)], (total, stages * groups + 1)).astype(np.uint8),
     )
     return tokens, torch.from_numpy(np.cumsum([0, *counts]))
 
@@ -177,9 +177,10 @@ def compress(
 def decoded_by_loops(tokens: CompressedTokens, offsets: torch.Tensor) -> Ragged:
     stages, groups = tokens.residuals.shape[:2]
     rows = tokens.centroids[tokens.assignments]
-    for row, code in zip(rows, tokens.codes.reshape(-1, stages, groups), strict=True):
+    for row, code in zip(rows, tokens.codes, strict=True):
         for stage in range(stages):
-            row += np.concatenate([tokens.residuals[stage, g, code[stage, g]] for g in range(groups)])
+            row += np.concatenate([tokens.residuals[stage, g, code[stage * groups + g]] for g in range(groups)])
+        row *= 2 ** ((int(code[-1]) - 128) / 128)
     return np.split(rows, offsets[1:-1].numpy())
 
 
@@ -209,9 +210,9 @@ def test_compressed_equals_maxsim_of_the_decoded_tokens(
     q, d = draw(seed, queries, groups * width), decoded_by_loops(tokens, offsets)
     rows = np.array(data.draw(st.lists(st.integers(0, len(d) - 1), max_size=8)), dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
+        patch.setattr(search, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
         for name in ("BLOCK_TOKENS", "BLOCK_SIMILARITIES", "BLOCK_MAXIMA"):
-            patch.setattr(scoring, name, block)
+            patch.setattr(search, name, block)
         some = maxsim_compressed([torch.from_numpy(query) for query in q], tokens, offsets, rows)
         scores = maxsim_compressed([torch.from_numpy(query) for query in q], tokens, offsets)
     (queries_, query_mask), (documents_, document_mask) = padded(q, 0.0), padded(d, 0.0)
@@ -224,6 +225,7 @@ def test_compressed_equals_maxsim_of_the_decoded_tokens(
 
 def test_products_with_centroids_already_known_are_used() -> None:
     tokens, offsets = compress(0, [3, 1, 9])
+    tokens.codes[:, -1] = 128  # lengths as they are
     queries = [torch.from_numpy(query) for query in draw(1, [4, 2], 12)]
     coarse = torch.cat(queries) @ torch.from_numpy(tokens.centroids).T
     expected = maxsim_compressed(queries, tokens, offsets)
@@ -239,7 +241,7 @@ def test_products_with_centroids_already_known_are_used() -> None:
 def test_compressed_tokens_may_be_mapped_from_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_tables: bool
 ) -> None:
-    monkeypatch.setattr(scoring, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
+    monkeypatch.setattr(search, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
     tokens, offsets = compress(0, [3, 1, 9], lists=70_000)
     tokens = tokens._replace(assignments=np.array([69_999, 0, 65_536] * 5, dtype=np.uint32)[:13])
     for name in ("assignments", "codes"):

@@ -55,17 +55,25 @@ class ModelChoice:
         return load_encoder(kind, held.name, revision=held.revision, **shape, **self.loading)
 
 
-def model_options(command: Command) -> Command:
-    """Add ``--model``, ``--kind``, ``--device`` and ``--dtype`` to a command, which gets them as they are named."""
-    for option in (
-        click.option(
-            "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: the device's best."
-        ),
-        click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... Default: the best there is."),
-        click.option("--kind", type=click.Choice(["colbert", "dense"]), help="One vector a token, or one a text."),
-        click.option(
-            "--model", metavar="NAME", help="A model's folder or Hugging Face name. Default: the bundled one."
-        ),
-    ):
-        command = option(command)
-    return command
+def model_options_of(*kinds: str) -> Callable[[Command], Command]:
+    """Return what adds ``--model``, ``--kind`` (one of these), ``--device`` and ``--dtype`` to a command, which gets
+    them as they are named."""
+
+    def add(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: the device's best."
+            ),
+            click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... Default: the best there is."),
+            click.option("--kind", type=click.Choice(kinds), help="One vector a token, or one a text."),
+            click.option(
+                "--model", metavar="NAME", help="A model's folder or Hugging Face name. Default: the bundled one."
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+model_options = model_options_of("colbert", "dense")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mbretrieve.errors import DataError, MissingExtraError
-from mbretrieve.types import Document, Hit
+from mbretrieve.types import Document, FloatArray, Hit
 
 K1 = 0.9
 B = 0.4
@@ -75,6 +75,12 @@ class BM25:
             [self._hit(int(row), float(score)) for row, score in zip(rows, values, strict=True) if score > 0]
             for rows, values in zip(found, scores, strict=True)
         ]
+
+    def scores(self, query: str) -> FloatArray:
+        """Score every document for one query: (documents,) float32, 0 for one that shares no word with it."""
+        [tokens] = self._tokens([query])
+        found: FloatArray = self._index.get_scores_from_ids(self._index.get_tokens_ids(tokens))
+        return found
 
     def report(self) -> dict[str, Any]:
         """Return the seconds of indexing, the bytes of the postings, and the parameters."""

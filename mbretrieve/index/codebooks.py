@@ -17,7 +17,7 @@ from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.files import save_array
 from mbretrieve.index.kmeans import nearest, train_centroids
 from mbretrieve.index.products import ProductQuantizer, train_products
-from mbretrieve.scoring import CompressedTokens
+from mbretrieve.scoring import SCALES, CompressedTokens
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -113,11 +113,14 @@ class Codebook(Coarse):
 
     @property
     def code_size(self) -> int:
-        """Bytes of a token's residual codes."""
-        return int(self.residuals.shape[0] * self.residuals.shape[1])
+        """Bytes of a token's residual codes and its length."""
+        return int(self.residuals.shape[0] * self.residuals.shape[1]) + 1
 
     def encode(self, rotated: Floats, assignments: Assignments) -> Bytes:
-        """Return each token's codes, stage after stage: (n, padded), (n,) -> (n, stages * groups)."""
+        """Return each token's codes, stage after stage, and its length: (n, padded), (n,) -> (n, stages * groups + 1).
+
+        Lengths are kept apart from directions, as in Gupta et al., QUIPS (https://arxiv.org/abs/1509.01469).
+        """
         codes = np.empty((len(rotated), self.code_size), dtype=np.uint8)
         quantizers = [ProductQuantizer(stage) for stage in self.residuals]
         groups = self.residuals.shape[1]
@@ -125,12 +128,12 @@ class Codebook(Coarse):
             for stage, quantizer in enumerate(quantizers):
                 found = quantizer.encode(left)
                 codes[block, stage * groups : (stage + 1) * groups] = found
-                if stage + 1 < len(quantizers):
-                    left -= quantizer.decode(found)
+                left -= quantizer.decode(found)
+            codes[block, -1] = _scale_codes(rotated[block], rotated[block] - left)
         return codes
 
     def decode(self, assignments: Assignments, codes: Bytes) -> Floats:
-        """Return tokens as compression left them, rotated: (n,), (n, stages * groups) -> (n, padded)."""
+        """Return tokens as compression left them, rotated: (n,), (n, code_size) -> (n, padded)."""
         decoded: Floats = CompressedTokens(self.centroids, self.residuals, assignments, codes).decode().numpy()
         return decoded
 
@@ -273,6 +276,16 @@ def _damaged(path: Path, what: str) -> IndexFormatError:
     return IndexFormatError(
         f"{path} is damaged: {what}; run `mbretrieve repair`, restore it from a copy, or index again"
     )
+
+
+def _scale_codes(tokens: Floats, coded: Floats) -> Bytes:
+    """Return by what in ``SCALES`` to multiply coded tokens, so that they are as long as the tokens: (n,)."""
+    lengths = np.linalg.norm(tokens, axis=1), np.linalg.norm(coded, axis=1)
+    known = np.minimum(*lengths) > 0
+    ratios = np.divide(*lengths, out=np.ones(len(tokens), dtype=np.float32), where=known)
+    bounds = np.sqrt(SCALES[:-1] * SCALES[1:])
+    codes: Bytes = np.searchsorted(bounds, ratios).astype(np.uint8)
+    return codes
 
 
 def _padded(dim: int) -> int:

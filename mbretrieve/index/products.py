@@ -41,11 +41,14 @@ class ProductQuantizer:
 
 def train_products(sample: Floats, width: int, entries: int, random: np.random.Generator) -> Floats:
     """Return the vectors of a product quantizer for a sample (n, dim), (dim / width, entries, width), by Lloyd's
-    iterations. With fewer than ``entries`` samples some come twice. Deterministic for a state of ``random``."""
+    iterations. Vectors of which there are no more than entries, however often they come, are entries themselves.
+    Deterministic for a state of ``random``."""
     sample = np.ascontiguousarray(sample[:TRAINED_VECTORS])
     count, groups = len(sample), sample.shape[1] // width
     by_group = sample.reshape(count, groups, width)
-    drawn = by_group[random.choice(count, entries, replace=count < entries)]
+    if (few := _distinct(by_group, entries)) is not None:
+        return few
+    drawn = by_group[random.choice(count, entries, replace=False)]
     vectors = np.ascontiguousarray(drawn.transpose(1, 0, 2)) * np.float32(SPREAD)
     dimensions = [np.ascontiguousarray(by_group[:, :, d].T).ravel() for d in range(width)]  # each (groups * n,)
     first_entries = np.arange(groups)[:, None] * entries
@@ -61,3 +64,14 @@ def train_products(sample: Floats, width: int, entries: int, random: np.random.G
         group, entry = np.nonzero(sizes.reshape(groups, entries) == 0)
         vectors[group, entry] = by_group[random.integers(count, size=len(group)), group]
     return vectors
+
+
+def _distinct(by_group: Floats, entries: int) -> Floats | None:
+    """Return the vectors of each group of (n, groups, width), repeated up to the number of entries, or None where they
+    are more than that."""
+    if len(by_group) > entries and len(np.unique(by_group[:, 0], axis=0)) > entries:
+        return None  # the usual case, soon known
+    distinct = [np.unique(by_group[:, group], axis=0) for group in range(by_group.shape[1])]
+    if max(map(len, distinct)) > entries:
+        return None
+    return np.stack([np.resize(vectors, (entries, by_group.shape[2])) for vectors in distinct])

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from mbretrieve.errors import ModelError
+from mbretrieve.models.card import FILE as CARD
+from mbretrieve.models.card import TrainingFacts, model_card
 from mbretrieve.models.files import one_line, read_json
 from mbretrieve.models.module_list import MODULES
 from mbretrieve.models.reading import (
@@ -110,37 +114,63 @@ def load(folder: Path) -> Checkpoint:
         raise ModelError(f"{folder} is not a model folder: it has neither {MODULES} nor config.json")
     for layout in LAYOUTS:
         if layout.recognise(signs):
-            return layout.read(folder)
+            read = layout.read(folder)
+            return replace(read, folder=folder) if layout.write else read  # a bare backbone's card is of no retriever
     raise ModelError(f"{folder} is a {signs.model_type}, expected a MultiVectorEncoder, ColBERT or SentenceTransformer")
 
 
-def save(model: Checkpoint, folder: Path, layout: str | None = None) -> None:
-    """Write a model folder in a layout by name, or the first of the table that can express the model.
+def save(model: Checkpoint, folder: Path, layout: str | None = None, facts: TrainingFacts | None = None) -> None:
+    """Write a model folder in a layout by name, or the first of the table that can express the model, and its card.
 
+    The card says ``facts``. Without them a model that is still the one it was loaded as keeps the card of its folder,
+    word for word; one whose weights are others gets a card of what can be read off it, not another model's praise.
     All is written beside the folder first, then moved in file by file, so that a crash leaves no half of a file.
     Raises: ModelError naming what the layouts cannot express, or why the folder cannot be written.
     """
-    writer = _writer(model, layout)
+    name, write = _writer(model, layout)
+    kept = _kept_card(model) if facts is None else None
+    card = kept or model_card(model, name, facts or TrainingFacts()).encode("utf-8", "replace")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-            draft = Path(name)
-            writer(model, draft)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            draft = Path(place)
+            write(model, draft)
+            (draft / CARD).write_bytes(card)
             _move_in(draft, folder)
     except OSError as error:
         raise ModelError(f"{folder} cannot be written: {one_line(error)}") from error
+
+
+def _kept_card(model: Checkpoint) -> bytes | None:
+    """Return the card of the folder that a model was loaded from, if kind and weights are still those, in any dtype."""
+    if model.folder is None or not (model.folder / CARD).is_file():
+        return None
+    try:
+        read, words = load(model.folder), (model.folder / CARD).read_bytes()
+    except (ModelError, OSError):  # it is gone, or being replaced
+        return None
+    before, now = _tensors(read), _tensors(model)
+    same = read.settings.kind == model.settings.kind and before.keys() == now.keys()
+    same = same and all(torch.equal(before[key].to(now[key].dtype), now[key].cpu()) for key in now)
+    return words if same else None
+
+
+def _tensors(model: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return all weights under names of their own."""
+    tensors = dict(model.backbone)
+    for number, layer in enumerate(model.projection):
+        parts = {"weight": layer.weight, "bias": layer.bias, "residual": layer.residual}
+        tensors |= {f"projection.{number}.{name}": part for name, part in parts.items() if part is not None}
+    return tensors
 
 
 def content_hash(model: Checkpoint) -> str:
     """Hash what decides a model's vectors: weights, tokenizer, configuration and settings, whatever the layout."""
     config = {key: value for key, value in asdict(model.config).items() if key != "other"}
     words = json.dumps([config, asdict(model.settings), model.limit], sort_keys=True, default=str)
-    tensors = list(model.backbone.items())
-    for number, layer in enumerate(model.projection):
+    for layer in model.projection:
         words += f" {layer.activation} {layer.use_residual}"
-        parts = {"weight": layer.weight, "bias": layer.bias, "residual": layer.residual}
-        tensors += [(f"projection.{number}.{name}", part) for name, part in parts.items() if part is not None]
-    return weights_hash(tensors, words.encode() + model.tokenizer.fingerprint())
+    return weights_hash(_tensors(model).items(), words.encode() + model.tokenizer.fingerprint())
 
 
 def view(model: Checkpoint, kind: Kind) -> Checkpoint:
@@ -160,7 +190,8 @@ def view(model: Checkpoint, kind: Kind) -> Checkpoint:
     return replace(model, projection=(), settings=Settings(queries=plain[0], documents=plain[1], pooling="mean"))
 
 
-def _writer(model: Checkpoint, name: str | None) -> Writer:
+def _writer(model: Checkpoint, name: str | None) -> tuple[str, Writer]:
+    """Return the layout to write, and what writes it."""
     kind = model.settings.kind
     writers = {
         layout.name: (layout.write, layout.obstacles)
@@ -174,7 +205,7 @@ def _writer(model: Checkpoint, name: str | None) -> Writer:
         write, obstacles = writers[candidate]
         reasons[candidate] = "; ".join(obstacles(model))
         if not reasons[candidate]:
-            return write
+            return candidate, write
     words = ". ".join(f"layout {layout} cannot express {reason}" for layout, reason in reasons.items())
     raise ModelError(f"{words}: {'no layout can' if name is None else 'leave layout out, or name another'}")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbretrieve.errors import ModelError
+from mbretrieve.models.card import TrainingFacts
 from mbretrieve.models.checkpoint import content_hash, load, save, view
 from mbretrieve.models.device import resolve_device, resolve_dtype
 from mbretrieve.models.framing import Frame, Prepared
@@ -97,19 +98,22 @@ class TextEncoder(ABC):
         )
         return cls(saved, identity, where, resolve_dtype(dtype, where))
 
-    def save_pretrained(self, folder: str | Path, *, layout: str | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, layout: str | None = None, card: TrainingFacts | None = None
+    ) -> None:
         """Write the model to a folder, weights in the dtype it was loaded in (``dtype="float32"`` rounds nothing).
 
         ``layout``: late interaction: ``pylate`` (also read by sentence-transformers), ``sentence-transformers`` or
         ``stanford``; not given: the first of these that can express the model. Dense: ``sentence-transformers``.
-        ``dim`` is not part of a layout: the whole vectors are saved.
+        ``dim`` is not part of a layout: the whole vectors are saved. ``card``: what README.md, written with the model,
+        says of its training; without it a model that was loaded and not changed since keeps the card it had.
         Raises: ModelError naming what the layout cannot express, or why the folder cannot be written.
         """
         layers = [layer for layer in self.projection if isinstance(layer, Layer)]
         now = replace(
             self._checkpoint, backbone=self.backbone.state_dict(), projection=tuple(layer.record() for layer in layers)
         )
-        save(now, Path(folder).expanduser(), layout)
+        save(now, Path(folder).expanduser(), layout, card)
 
     @property
     def dim(self) -> int:

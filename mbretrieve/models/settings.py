@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -75,7 +76,8 @@ class DenseLayer:
 class Checkpoint:
     """A model folder, read: ``backbone`` under Hugging Face's names without prefix or heads, ``projection`` in order.
 
-    ``limit`` is the number of tokens to which a side without a length of its own is cut.
+    ``limit`` is the number of tokens to which a side without a length of its own is cut. ``folder`` is where it was
+    read, and where its card is: a retriever's, not a bare ModernBERT's.
     """
 
     config: ModernBertConfig
@@ -84,3 +86,4 @@ class Checkpoint:
     settings: Settings
     limit: int
     projection: tuple[DenseLayer, ...] = ()
+    folder: Path | None = None

@@ -11,8 +11,8 @@ BUNDLED = "mbretrieve/mini-v0"
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_NAME = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
-# Only what a layout reads: never a pickle, no exports to other runtimes, no training states.
-_ALLOWED = ["*.json", "*.safetensors", "artifact.metadata"]
+# Only what a layout reads, and the card: never a pickle, no exports to other runtimes, no training states.
+_ALLOWED = ["*.json", "*.safetensors", "artifact.metadata", "README.md"]
 _IGNORED = ["onnx/*", "openvino/*", "checkpoint-*/*", "runs/*"]
 
 

@@ -64,6 +64,7 @@ def _segment(path: Path, name: str, codebook: Path | None) -> tuple[NDArray[np.f
         for group in range(groups):
             chosen = residuals[stage, group, codes[:, stage * groups + group]]
             rotated[:, group * width : (group + 1) * width] += chosen
+    rotated *= 2 ** ((codes[:, -1:].astype(np.float32) - 128) / 128)
     return rotated @ np.load(codebook / "rotation.npy").T, offsets
 
 

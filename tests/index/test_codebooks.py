@@ -50,7 +50,7 @@ def test_any_sample_makes_a_codebook_of_the_promised_shapes(bits: int, dim: int,
     assert (codebook.bits, codebook.dim, codebook.padded) == (bits, dim, padded)
     assert codebook.centroids.shape == (min(64, count), padded)
     assert codebook.products.shape == (padded // 4, 16, 4)
-    assert codebook.code_size == padded * bits // 8
+    assert codebook.code_size == padded * bits // 8 + 1
     for array in (codebook.rotation, codebook.centroids, codebook.residuals, codebook.products):
         assert array.dtype == np.float32
         assert np.isfinite(array).all()
@@ -103,7 +103,16 @@ def test_decoding_adds_the_vectors_that_the_codes_name(trained: dict[int, Codebo
         for stage in range(stages):
             chosen = [codebook.residuals[stage, g, codes[token, stage * groups + g]] for g in range(groups)]
             expected[token] += np.concatenate(chosen)
+        expected[token] *= 2 ** ((int(codes[token, -1]) - 128) / 128)
     np.testing.assert_allclose(codebook.decode(assignments, codes), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_compression_keeps_the_length_of_tokens(trained: dict[int, Codebook], bits: int) -> None:
+    rows = tokens(500, 48, seed=5)
+    np.testing.assert_allclose(np.linalg.norm(compressed(trained[bits], rows)[0], axis=1), 1, rtol=0.004)
+    nothing = np.zeros((1, 48), dtype=np.float32)
+    assert np.isfinite(compressed(trained[bits], nothing)[0]).all()
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -117,7 +126,7 @@ def test_every_code_is_the_nearest(trained: dict[int, Codebook], bits: int) -> N
     for group, entries in enumerate(codebook.products):
         distances = np.square(left[:, group * 4 : group * 4 + 4, None] - entries.T).sum(axis=1)
         np.testing.assert_allclose(distances[np.arange(100), fours[:, group]], distances.min(axis=1), atol=1e-6)
-    codes = codebook.encode(rotated, assignments).reshape(100, len(codebook.residuals), -1)
+    codes = codebook.encode(rotated, assignments)[:, :-1].reshape(100, len(codebook.residuals), -1)
     for stage, groups in enumerate(codebook.residuals):
         width = groups.shape[2]
         chosen = np.empty_like(left)
@@ -147,6 +156,14 @@ def test_identical_tokens_are_kept_exactly(bits: int, value: float, count: int) 
     codebook = train_codebook(rows, 8, bits)
     np.testing.assert_allclose(compressed(codebook, rows)[0], rows, atol=1e-5)
     assert codebook.error < 1e-8
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_few_different_tokens_are_kept_exactly_however_often_they_come(bits: int) -> None:
+    random = np.random.default_rng(0)
+    different = tokens(200, 16)
+    rows = different[np.minimum(random.geometric(0.02, 3000) - 1, 199)]  # some a hundred times, some once
+    np.testing.assert_allclose(compressed(train_codebook(rows, 1, bits), rows)[0], rows, atol=0.004)
 
 
 def test_no_tokens_are_compressed_to_none(trained: dict[int, Codebook]) -> None:

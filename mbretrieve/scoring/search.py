@@ -1,4 +1,4 @@
-"""Exact similarity, computed nowhere else: search, evaluation, reranking and training losses call this."""
+"""MaxSim of queries with documents laid end to end, as they are or compressed, for search: on the CPU, by blocks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mbretrieve.scoring.padded import check_dims
+
 # Sizes of the blocks of `maxsim_ragged`: small enough to stay in a core's cache, where the whole is twice as fast as
 # with blocks sixteen times as large (the similarities are then read from memory again to find their maxima).
 BLOCK_TOKENS = 4096
@@ -15,17 +17,21 @@ BLOCK_SIMILARITIES = 128 * 1024
 BLOCK_MAXIMA = 8 * 1024 * 1024
 # Up to so many query tokens, adding up the scores of a document token's codes is faster than decoding the token.
 TABLE_QUERY_TOKENS = 48
+# What the last byte of a compressed token stands for: its length over that of what its other codes add up to, in steps
+# of half a percent. Codes shorten tokens, some more than others, and MaxSim's maximum is among tokens of one document.
+SCALES: NDArray[np.float32] = np.exp2((np.arange(256, dtype=np.float32) - 128) / 128)
 
 Places = slice | NDArray[np.int64]
 Similarities = Callable[[Places], Iterator[tuple[int, NDArray[np.float32]]]]
 
 
 class CompressedTokens(NamedTuple):
-    """Tokens as a centroid and residual codes each: token t is ``centroids[assignments[t]]`` plus, for every stage s,
-    the vectors ``residuals[s, g, codes[t, s * groups + g]]`` of all groups g end to end.
+    """Tokens as a centroid, residual codes and a length each: token t is ``SCALES[codes[t, -1]]`` times the sum of
+    ``centroids[assignments[t]]`` and, for every stage s, the vectors ``residuals[s, g, codes[t, s * groups + g]]`` of
+    all groups g end to end.
 
     Shapes: centroids (L, groups * width) float32, residuals (stages, groups, 256, width) float32, assignments (T,)
-    integers below L, codes (T, stages * groups) uint8. The last two may be memory-mapped.
+    integers below L, codes (T, stages * groups + 1) uint8. The last two may be memory-mapped.
     """
 
     centroids: NDArray[np.float32]
@@ -42,7 +48,7 @@ class CompressedTokens(NamedTuple):
         for stage in range(stages):
             chosen = entries[:, stage * groups : (stage + 1) * groups].reshape(-1)
             tokens += table.index_select(0, chosen).view_as(tokens)
-        return tokens
+        return tokens.mul_(self._scales(places))
 
     def score_codes(self, query: Tensor, coarse: Tensor) -> Callable[[Places], Tensor]:
         """Return a function from tokens to their inner products with a query, (t, I): the sum of the products of the
@@ -61,39 +67,26 @@ class CompressedTokens(NamedTuple):
         def score(places: Places) -> Tensor:
             codes = _take(self.codes, places)
             # numpy adds in the calling thread; torch would wake its other ones for what takes some microseconds.
-            chosen = np.empty((len(codes), codes.shape[1] + 1), dtype=np.int32)
-            np.add(codes, first_entries, out=chosen[:, :-1])
+            chosen = np.empty(codes.shape, dtype=np.int32)
+            np.add(codes[:, :-1], first_entries, out=chosen[:, :-1])
             np.add(_take(self.assignments, places), first_centroid, out=chosen[:, -1], dtype=np.int32)
-            return torch.nn.functional.embedding_bag(torch.from_numpy(chosen), scores, mode="sum")
+            sums = torch.nn.functional.embedding_bag(torch.from_numpy(chosen), scores, mode="sum")
+            return sums.mul_(torch.from_numpy(SCALES[codes[:, -1:]]))
 
         return score
 
     def _codes(self, places: Places) -> Tensor:
-        return torch.from_numpy(np.array(_take(self.codes, places)))
+        return torch.from_numpy(np.array(_take(self.codes[:, :-1], places)))
+
+    def _scales(self, places: Places) -> Tensor:
+        return torch.from_numpy(SCALES[_take(self.codes[:, -1:], places)])
 
     def _assignments(self, places: Places) -> Tensor:
         return torch.from_numpy(_take(self.assignments, places).astype(np.int32))
 
     def _first_entries(self) -> Tensor:
         """Return where the 256 entries of each of a token's codes begin, all of them taken as one table."""
-        return torch.arange(0, self.codes.shape[1] * 256, 256, dtype=torch.int32)
-
-
-def maxsim(queries: Tensor, documents: Tensor, query_mask: Tensor, document_mask: Tensor) -> Tensor:
-    """Score every query against every document: ``out[q, d] = sum_i max_j queries[q, i] @ documents[d, j]``.
-
-    The late interaction of ColBERT (Khattab and Zaharia, SIGIR 2020, equation 3). Differentiable.
-
-    Shapes: queries (Q, I, dim), documents (D, J, dim), masks (Q, I) and (D, J) bool -> (Q, D) float32.
-    Padding is excluded from the max, not zeroed: a zero would beat a negative similarity.
-    Raises: ValueError if the dims differ or a document has no real token.
-    """
-    _check_dims(queries, documents)
-    if not bool(document_mask.any(dim=1).all()):
-        raise ValueError("a document has no real token: MaxSim is the maximum over its tokens")
-    similarities = torch.einsum("qih,djh->qdij", queries, documents).float()  # (Q, D, I, J)
-    best = similarities.masked_fill(~document_mask[None, :, None, :], -torch.inf).amax(dim=3)  # (Q, D, I)
-    return best.masked_fill(~query_mask[:, None, :], 0.0).sum(dim=2)
+        return torch.arange(0, (self.codes.shape[1] - 1) * 256, 256, dtype=torch.int32)
 
 
 def maxsim_ragged(query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
@@ -157,22 +150,6 @@ def maxsim_compressed(
     return _maxsim_by_blocks([len(query) for query in queries], offsets, rows, similarities)
 
 
-def cosine(queries: Tensor, documents: Tensor) -> Tensor:
-    """Cosine similarity of every query with every document: ``q @ d / (|q| |d|)``, or 0 for a zero vector.
-
-    Shapes: queries (Q, dim), documents (D, dim) -> (Q, D) float32. Differentiable.
-    Raises: ValueError if the dims differ.
-    """
-    _check_dims(queries, documents)
-    normalize = torch.nn.functional.normalize
-    return normalize(queries.float(), dim=-1) @ normalize(documents.float(), dim=-1).T
-
-
-def _check_dims(queries: Tensor, documents: Tensor) -> None:
-    if queries.shape[-1] != documents.shape[-1]:
-        raise ValueError(f"queries have dim {queries.shape[-1]}, documents have dim {documents.shape[-1]}")
-
-
 def _blocks(lengths: NDArray[np.int64], max_documents: int) -> Iterator[tuple[int, int]]:
     """Cut documents into runs [first, last) of at most BLOCK_TOKENS tokens; a longer document is a run of its own."""
     ends = np.cumsum(lengths)
@@ -202,7 +179,7 @@ def _take(array: NDArray[Any], places: Places) -> NDArray[Any]:
 def _stack(queries: Sequence[Tensor], documents: Tensor) -> Tensor:
     """Return the tokens of all queries end to end, (sum I, dim) float32, the dim that of the documents."""
     for query in queries:
-        _check_dims(query, documents)
+        check_dims(query, documents)
     if any(len(query) == 0 for query in queries):
         raise ValueError("a query has no token: MaxSim is a sum over its tokens")
     return torch.cat([torch.empty((0, documents.shape[1])), *(query.float() for query in queries)])

@@ -1,0 +1,1 @@
+"""From a bare backbone to a retriever: data, losses, the loop, pre-training."""

@@ -1,0 +1,147 @@
+"""Where negatives come from: an encoder and its index, or BM25. Each ranks texts for queries, and scores given ones."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from mbretrieve.errors import IndexFormatError
+from mbretrieve.evaluation.bm25 import BM25, K1, B
+from mbretrieve.evaluation.encoding import Metered
+from mbretrieve.evaluation.rerankers import Reranker
+from mbretrieve.retriever import Retriever
+from mbretrieve.training.pairs import Scores, text_id
+from mbretrieve.types import Document, Encoder, Hit, Progress
+
+
+def of_reranker(reranker: Reranker) -> Scores:
+    """Score by what ranks texts for a query: a cross-encoder."""
+
+    def scores(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        return [[score for _, score in sorted(ranked)] for ranked in reranker.rerank(queries, texts)]
+
+    return scores
+
+
+def of_encoder(encoder: Encoder) -> Scores:
+    """Score by an encoder's vectors, exactly: MaxSim, or the cosine. A text of many queries is encoded once."""
+
+    def scores(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        import torch
+
+        from mbretrieve import scoring
+
+        distinct = list(dict.fromkeys(chain.from_iterable(texts)))
+        places = {text: place for place, text in enumerate(distinct)}
+        vectors = [torch.from_numpy(np.atleast_2d(rows)) for rows in encoder.encode_documents(distinct)]
+        out: list[list[float]] = []
+        for query, some in zip(encoder.encode_queries(queries), texts, strict=True):
+            rows = [vectors[places[text]] for text in some]
+            question = torch.from_numpy(np.atleast_2d(query))
+            if not rows:
+                out.append([])
+            elif encoder.identity.kind == "dense":
+                out.append(scoring.cosine(question, torch.cat(rows))[0].tolist())
+            else:
+                offsets = torch.from_numpy(np.cumsum([0, *map(len, rows)]))
+                out.append(scoring.maxsim_ragged(question, torch.cat(rows), offsets).tolist())
+        return out
+
+    return scores
+
+
+class EncoderFinder:
+    """A late-interaction or dense encoder, through an index of its own.
+
+    A text is cut at the encoder's length, as training cuts it: no windows. Ranks are the index's: those of exact search
+    in one that keeps vectors as they came, near it in one that is large enough to be packed. With ``stored``, scores
+    are of the index's vectors, which are rounded; without, texts are encoded again and scored exactly.
+    """
+
+    def __init__(self, encoder: Encoder, *, stored: bool = False) -> None:
+        self._encoder, self._stored = encoder, stored
+        self._exact = of_encoder(encoder)
+        self._retriever: Retriever | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The encoder's, and where scores come from."""
+        return asdict(self._encoder.identity) | {"scores": "index" if self._stored else "model"}
+
+    def build(self, texts: Iterable[Document], folder: Path, progress: Progress | None) -> None:
+        """Encode and index texts in a folder, or what of them an interrupted run left to do."""
+        encoder = cast(Encoder, Metered(self._encoder, cut=True))
+        place = folder / "index"
+        try:
+            self._retriever = Retriever.open(place, encoder)
+        except IndexFormatError:  # not begun, or killed while it was
+            shutil.rmtree(place, ignore_errors=True)
+            self._retriever = Retriever.create(place, encoder)
+        self._retriever.add(texts, progress=progress)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Return for each query its best ``k`` texts, best first."""
+        return self._built().search(queries, k, mode="semantic")
+
+    def scores(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Score texts for each query; with ``stored`` only those that were indexed."""
+        if not self._stored:
+            return self._exact(queries, texts)
+        retriever = self._built()
+        ids = [[text_id(text) for text in some] for some in texts]
+        found = retriever.index.score(retriever.model.encode_queries(queries), ids)
+        known = [{match.id: match.score for match in matches} for matches in found]
+        return [[of_query[id] for id in some] for of_query, some in zip(known, ids, strict=True)]
+
+    def close(self) -> None:
+        """Let go of the index's files."""
+        if self._retriever is not None:
+            self._retriever.close()
+
+    def _built(self) -> Retriever:
+        if self._retriever is None:
+            raise ValueError("search comes after build")
+        return self._retriever
+
+
+class Bm25Finder:
+    """BM25 (`evaluation.bm25`), which holds all texts in memory. A text that shares no word with a query scores 0."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._bm25: BM25 | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its parameters."""
+        return {"kind": "bm25", "k1": K1, "b": B}
+
+    def build(self, texts: Iterable[Document], folder: Path, progress: Progress | None) -> None:  # noqa: ARG002
+        """Index texts, in memory."""
+        documents = list(texts)
+        self._rows = {document.id: row for row, document in enumerate(documents)}
+        self._bm25 = BM25(documents)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Return for each query its best ``k`` texts, best first; only those that share a word with it."""
+        return self._built().search(queries, k)
+
+    def scores(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Score texts, which were indexed, for each query."""
+        out = []
+        for query, some in zip(queries, texts, strict=True):
+            of_query = self._built().scores(query)
+            out.append([float(of_query[self._rows[text_id(text)]]) for text in some])
+        return out
+
+    def close(self) -> None:
+        """There are no files."""
+
+    def _built(self) -> BM25:
+        if self._bm25 is None:
+            raise ValueError("search comes after build")
+        return self._bm25
