@@ -53,6 +53,7 @@ TeacherKind = Literal["cross-encoder", "colbert", "dense"]
     show_default=True,
     help="Where the model's scores come from: texts encoded again, or the index's rounded vectors, which takes less.",
 )
+@click.option("--complete", is_flag=True, help="Leave out pairs with fewer negatives: to train on scores.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random sampling.")
 def command(
     pairs: Path,
@@ -73,6 +74,7 @@ def command(
     teacher: str | None,
     teacher_kind: TeacherKind,
     scores: Literal["model", "index"],
+    complete: bool,
     seed: int,
 ) -> None:
     """Find hard negatives for PAIRS, and write lines of "query", "positive", "negatives" and "scores" to train on.
@@ -89,7 +91,7 @@ def command(
     from mbretrieve.training.mining import MiningOptions, mine
     from mbretrieve.training.pairs import open_pairs
 
-    options = MiningOptions(negatives, first, last, sampling, margin, relative_margin, seed)
+    options = MiningOptions(negatives, first, last, sampling, margin, relative_margin, seed, complete)
     if kind == "bm25" and (chosen := _named(model=model, query_length=query_length, document_length=document_length)):
         raise DataError(f"--kind bm25 has no {chosen}: leave it out, or name a kind of model")
     if output.suffix not in (".jsonl", ".gz"):
@@ -139,7 +141,7 @@ def _print(report: "MiningReport", output: Path) -> None:
     )
     for count, what in (
         (report.short, "pairs have fewer negatives than were asked for"),
-        (report.without, "pairs have none, and are left out"),
+        (report.without, "pairs have none, or too few, and are left out"),
         *((count, f"texts rejected: {reason}") for reason, count in report.rejected.items()),
     ):
         if count:

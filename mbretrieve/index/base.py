@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index import plan
+from mbretrieve.index.arrays import distinct
 from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, Integers, checksum, create_catalogue, damaged
 from mbretrieve.index.files import folder_bytes
 from mbretrieve.index.lexical import search_words
 from mbretrieve.index.plan import Effort
-from mbretrieve.index.reading import ids_by_key, keys_by_id, passing, read_documents, scan_documents
+from mbretrieve.index.reading import keys_by_id, named, owners, passing, read_documents, scan_documents
 from mbretrieve.index.records import Entry, Match, best_first, check_rows
 from mbretrieve.index.repair import repair
 from mbretrieve.index.segments import CODEBOOKS, LISTS, NEIGHBORS, SEGMENTS
@@ -189,8 +190,8 @@ class VectorIndex(ABC):
         checked = self._queries(queries)
         catalogue, view = self._snapshot()
         passed = passing(catalogue, where, ids)
-        documents = view.every_document if passed is None else np.searchsorted(view.keys, passed[:, 0])
-        positions = view.positions(documents)
+        contents = None if passed is None else distinct(passed[:, 1])
+        positions = view.positions(contents)
         if not len(positions):
             return [[] for _ in checked]
         group = max(1, GROUP_SCORES // len(positions))
@@ -200,8 +201,9 @@ class VectorIndex(ABC):
             if exact:
                 found = [Found(positions, scores) for scores in self._score_windows(view, some, positions)]
             else:
-                found = self._candidates(view, some, positions, documents, k, effort)
-            results += _matches(catalogue, view, [view.best(one, documents, k) for one in found], k)
+                found = self._candidates(view, some, positions, k, effort)
+            ranked = [view.best(one, k) for one in found]
+            results += _matches(catalogue, view, ranked, [passed] * len(ranked), k)
         return results
 
     def effort(self, k: int) -> Effort:
@@ -217,15 +219,16 @@ class VectorIndex(ABC):
         if len(checked) != len(ids):
             raise ValueError(f"{len(checked)} queries and {len(ids)} collections of ids")
         catalogue, view = self._snapshot()
-        keys = keys_by_id(catalogue, {id for some in ids for id in some})
+        there = named(catalogue, {id for some in ids for id in some})
         ranked: list[list[Ranked]] = []
+        passed: list[Integers | None] = []
         for query, some in zip(checked, ids, strict=True):
-            wanted = sorted({keys[id] for id in some if id in keys})
-            documents = np.searchsorted(view.keys, np.array(wanted, dtype=np.int64))
-            positions = view.positions(documents)
+            documents = np.array([there[id] for id in set(some) if id in there], dtype=np.int64).reshape(-1, 2)
+            positions = view.positions(distinct(documents[:, 1]))
             [scores] = self._score_windows(view, [query], positions)
-            ranked.append(view.best(Found(positions, scores), documents, max(1, len(documents))))
-        return _matches(catalogue, view, ranked, max(map(len, ids), default=0))
+            ranked.append(view.best(Found(positions, scores), max(1, len(positions))))
+            passed.append(documents)
+        return _matches(catalogue, view, ranked, passed, max(map(len, ids), default=0))
 
     def lexical(
         self,
@@ -351,12 +354,11 @@ class VectorIndex(ABC):
         view: View,
         queries: list[NDArray[np.float32]],
         positions: Integers,
-        documents: Integers,
         k: int,
         effort: Effort | None,
     ) -> list[Found]:
-        """Return for each query windows among ``positions``, those of ``documents``, that are thought to hold the best
-        windows of the best ``k`` documents; of no fewer documents than there are."""
+        """Return for each query windows among ``positions`` that are thought to hold the best windows of the best ``k``
+        contents; of no fewer contents than there are."""
 
     @classmethod
     @abstractmethod
@@ -381,18 +383,22 @@ class VectorIndex(ABC):
             return self._loaded
 
 
-def _matches(catalogue: Catalogue, view: View, ranked: list[list[Ranked]], k: int) -> list[list[Match]]:
-    """Give ranked documents their ids, and check the stored bytes of their rows and vectors."""
-    documents = np.array(sorted({one.document for some in ranked for one in some}), dtype=np.int64)
-    positions = np.array(sorted({one.position for some in ranked for one in some}), dtype=np.int64)
-    ids = ids_by_key(catalogue, view.keys[documents].tolist())
-    view.check(positions)
-
-    def match(one: Ranked) -> Match:
-        start, stop = view.span[one.position].tolist()
-        return Match(ids[int(view.keys[one.document])], one.score, int(view.window[one.position]), (start, stop))
-
-    return [sorted(map(match, some), key=best_first)[:k] for some in ranked]
+def _matches(
+    catalogue: Catalogue, view: View, ranked: list[list[Ranked]], passed: Sequence[Integers | None], k: int
+) -> list[list[Match]]:
+    """Give ranked contents the ids of their documents, for each query of those that passed (n, 2), and check the stored
+    bytes of their rows and vectors."""
+    view.check(distinct(np.array([one.position for some in ranked for one in some], dtype=np.int64)))
+    results = []
+    for some, documents in zip(ranked, passed, strict=True):
+        ids = owners(catalogue, [one.content for one in some], documents)
+        matches = []
+        for one in some:
+            window = view.window(one.position)
+            span = window.start, window.stop
+            matches += [Match(id, one.score, window.number, span) for id in ids[one.content]]
+        results.append(sorted(matches, key=best_first)[:k])
+    return results
 
 
 def _check_k(k: int) -> None:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 import weakref
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -36,7 +37,7 @@ FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm", *DRAFT_FILES)
 """The catalogue, and what SQLite keeps beside it."""
 FOLDERS = (SEGMENTS, CODEBOOKS)
 """The folders beside the catalogue."""
-FORMAT = 2
+FORMAT = 3
 BUSY_SECONDS = 10.0
 MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
 
@@ -44,7 +45,9 @@ MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
 NOT_WRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 # A content is a text with its context, its windows and its words; documents of one content share it. So vectors are
-# found again by content hash, and a document whose metadata alone changed costs one row.
+# found again by content hash, and a document whose metadata alone changed costs one row. How many windows it has, and
+# which characters they span in all, is kept with it; which they are, beside their vectors. A segment's row lives while
+# its content is there: `deleted` has a bit for each row, so that a reader need not look at the contents.
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE codebooks (
@@ -53,18 +56,14 @@ CREATE TABLE codebooks (
 CREATE TABLE segments (
   key INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL, tokens INTEGER NOT NULL,
   codebook INTEGER, checksum BLOB NOT NULL, live_rows INTEGER NOT NULL, live_tokens INTEGER NOT NULL);
+CREATE TABLE deleted (segment INTEGER PRIMARY KEY, rows BLOB NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE files (
   folder TEXT NOT NULL, name TEXT NOT NULL, bytes INTEGER NOT NULL, checksums BLOB NOT NULL,
   PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE contents (
-  key INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL, context TEXT NOT NULL, text TEXT NOT NULL,
-  checksum BLOB NOT NULL);
+  key INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL, windows INTEGER NOT NULL, start INTEGER NOT NULL,
+  stop INTEGER NOT NULL, context TEXT NOT NULL, text TEXT NOT NULL, checksum BLOB NOT NULL);
 CREATE INDEX contents_by_hash ON contents (hash) WHERE hash != '';
-CREATE TABLE windows (
-  content INTEGER NOT NULL, window INTEGER NOT NULL, segment INTEGER NOT NULL, row INTEGER NOT NULL,
-  tokens INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL, checksum INTEGER NOT NULL,
-  PRIMARY KEY (content, window)) WITHOUT ROWID;
-CREATE INDEX windows_by_segment ON windows (segment, row);
 CREATE TABLE documents (
   key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content INTEGER NOT NULL, source TEXT,
   metadata TEXT NOT NULL, checksum BLOB NOT NULL);
@@ -82,7 +81,7 @@ CREATE TABLE postings (
 CREATE TABLE lengths (block INTEGER PRIMARY KEY, data BLOB NOT NULL, checksum INTEGER NOT NULL);
 """
 
-WINDOW_COLUMNS = "content, window, segment, row, tokens, start, stop"
+CONTENT_COLUMNS = "hash, windows, start, stop, context, text"
 SEGMENT_COLUMNS = "key, name, rows, tokens, codebook"
 CODEBOOK_COLUMNS = "key, name, bits, lists, tokens, error"
 
@@ -94,20 +93,6 @@ _encode = json.JSONEncoder(default=repr).encode
 def checksum(*fields: str | float | None) -> bytes:
     """Hash the fields of a row (blake2b, 16 bytes), as the catalogue keeps it beside them."""
     return blake2b(_encode(fields).encode(), digest_size=16).digest()
-
-
-def window_checksums(windows: Integers) -> Integers:
-    """Hash rows of (W, columns) integers to (W,) integers: a whole index's are checked in milliseconds when it is read.
-
-    The mixing step is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-    """
-    state = np.zeros(len(windows), dtype=np.uint64)
-    for column in windows.T.astype(np.uint64):
-        state += column + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return state.astype(np.int64)
 
 
 @contextmanager
@@ -328,16 +313,21 @@ class Catalogue:
         except (TypeError, ValueError, OverflowError) as error:
             raise damaged(self.index, "a number is none") from error
 
-    def windows(self, segment: int | None = None) -> Integers:
-        """Return all windows by content and window, or those of a segment by row: (W, 7), columns as WINDOW_COLUMNS."""
-        select = f"SELECT {WINDOW_COLUMNS}, checksum FROM windows"  # noqa: S608 - a constant
-        if segment is None:
-            found = self.integers(f"{select} ORDER BY content, window", columns=8)
-        else:
-            found = self.integers(f"{select} WHERE segment = ? ORDER BY row", (segment,), columns=8)
-        if (window_checksums(found[:, :7]) != found[:, 7]).any():
-            raise damaged(self.index, "a window's row was changed")
-        return found[:, :7]
+    def live(self, record: SegmentRecord) -> NDArray[np.bool_]:
+        """Return which rows of a segment live, (rows,)."""
+        [(count, data, kept)] = self.rows(
+            "SELECT live_rows, deleted.rows, deleted.checksum FROM segments LEFT JOIN deleted ON segment = key"
+            " WHERE key = ?",
+            (record.key,),
+        )
+        live = np.ones(record.rows, dtype=bool)
+        if data is not None:
+            if not isinstance(data, bytes) or len(data) != -(-record.rows // 8) or zlib.crc32(data, record.key) != kept:
+                raise damaged(self.index, "the row of what is deleted of a segment was changed")
+            live &= np.unpackbits(np.frombuffer(data, np.uint8), count=record.rows) == 0
+        if np.count_nonzero(live) != count:
+            raise damaged(self.index, "the row of what is deleted of a segment is not that of its windows")
+        return live
 
     def segments(self) -> list[SegmentRecord]:
         """Return all segments with their files."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
 from mbretrieve.index import plan
+from mbretrieve.index.arrays import first_of_each
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
 from mbretrieve.index.plan import Effort
@@ -50,7 +51,7 @@ class DenseIndex(VectorIndex):
         for segment, some, rows in view.by_segment(positions):
             assert isinstance(segment, RawSegment)  # dense vectors are not packed
             for part, vectors in _blocks(segment, rows):
-                out[:, some[part]] = cosine(stacked, torch.tensor(vectors)).numpy()
+                out[:, some][:, part] = cosine(stacked, torch.tensor(vectors)).numpy()
         return out
 
     def effort(self, k: int) -> Effort:
@@ -69,7 +70,6 @@ class DenseIndex(VectorIndex):
         view: View,
         queries: list[Floats],
         positions: Integers,
-        documents: Integers,  # noqa: ARG002 - how many there are is of no matter here
         k: int,
         effort: Effort | None,
     ) -> list[Found]:
@@ -95,10 +95,10 @@ def _nearest(
     """Return the ``depth`` windows found nearest to each query, by exact inner product."""
     scores = np.empty((len(queries), 0), dtype=np.float32)
     positions = np.empty((len(queries), 0), dtype=np.int64)
-    for segment, at, here in zip(view.segments, view.at_rows, selected, strict=True):
+    for number, (segment, here) in enumerate(zip(view.segments, selected, strict=True)):
         assert isinstance(segment, RawSegment)
         for near, rows in _nearest_rows(segment, queries, here, depth, effort):
-            scores, positions = np.hstack([scores, near]), np.hstack([positions, np.where(rows < 0, -1, at[rows])])
+            scores, positions = np.hstack([scores, near]), np.hstack([positions, view.at(number, rows)])
             if scores.shape[1] > depth:
                 best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
                 scores, positions = (
@@ -134,7 +134,7 @@ def _nearest_rows(
 def _distinct(view: View, found: Found) -> int:
     """Count the contents that surely score above everything not found; ties with the last one are not sure."""
     sure = found.positions[found.scores > found.scores.min(initial=np.inf)]
-    return len(np.unique(sure - view.window[sure]))  # a content's first position names it
+    return int(first_of_each(view.contents(sure)).sum())
 
 
 def _blocks(segment: RawSegment, rows: Integers) -> Iterator[tuple[slice, Floats]]:

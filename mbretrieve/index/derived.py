@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index import plan
+from mbretrieve.index.arrays import distinct
 from mbretrieve.index.codebooks import COARSE_FILES, Coarse, load_coarse, save_coarse, train_coarse
 from mbretrieve.index.files import MappedFolder
 from mbretrieve.index.graph import LEVELS, Graph, write_graph
@@ -116,7 +117,7 @@ class DenseLists:
         while probes < len(self._coarse.centroids) and (rows < 0).any():
             probes *= 4
             rows = self._fetch(rotated, probes, wanted, selected)
-        there = np.unique(rows[rows >= 0])
+        there = distinct(rows[rows >= 0])
         self._files.check_rows(self._name, self._vectors, there, there + 1)
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for query, found, into in zip(queries, rows, scores, strict=True):
@@ -125,7 +126,7 @@ class DenseLists:
 
     def _fetch(self, rotated: Floats, probes: int, count: int, selected: NDArray[np.bool_] | None) -> Integers:
         _, numbers, products = self._coarse.nearest_lists(rotated, probes)
-        self._files.check(LISTS, *self._lists.byte_ranges(np.unique(numbers)))
+        self._files.check(LISTS, *self._lists.byte_ranges(distinct(numbers)))
         _, rows = self._lists.search(rotated, numbers, products, count, selected)
         return rows
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.index.arrays import first_of_each
+
 _BELOW = 1 / 8
 """How far below the least score found a missing one is taken to lie, in spans of the scores its query token found.
 
@@ -51,18 +53,11 @@ def candidates(scores: NDArray[np.float32], rows: NDArray[np.int64], count: int)
     # finds there; one key is sorted many times faster than three indirectly.
     places, tokens = k.bit_length(), n.bit_length()
     keys = np.sort(((rows << (tokens + places)) | (np.arange(n)[:, None] << places) | np.arange(k))[found])
-    keys = keys[_first_of_each(keys >> places)]
+    keys = keys[first_of_each(keys >> places)]
     token, place = (keys >> places) & ((1 << tokens) - 1), keys & ((1 << places) - 1)
     windows = keys >> (tokens + places)
-    starts = np.flatnonzero(_first_of_each(windows))
+    starts = np.flatnonzero(first_of_each(windows))
     gains = (scores - missing)[token, place]
     totals = np.add.reduceat(gains, starts) if len(starts) else gains
     best: NDArray[np.int64] = windows[starts][np.argsort(-totals, kind="stable")[:count]]
     return best
-
-
-def _first_of_each(values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mark the first of each run of equal values."""
-    first = np.ones(len(values), dtype=bool)
-    np.not_equal(values[1:], values[:-1], out=first[1:])
-    return first

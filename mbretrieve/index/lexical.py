@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.index.catalogue import Catalogue, Integers
 from mbretrieve.index.postings import K1, Lengths, Postings, completions, count_contents, read_lengths, read_postings
-from mbretrieve.index.reading import ids_by_key
+from mbretrieve.index.reading import owners
 from mbretrieve.index.records import Match, best_first
 from mbretrieve.index.words import is_beginning, query_words
 
@@ -123,15 +123,7 @@ def _documents(catalogue: Catalogue, scores: NDArray[np.float64], k: int, passin
         found = scores[contents]
         contents = contents[found >= np.partition(found, len(found) - k)[len(found) - k]]
     best = dict(zip(contents.tolist(), scores[contents].tolist(), strict=True))
-    pairs = catalogue.to_integers(
-        catalogue.rows_among("SELECT key, content FROM documents WHERE content", best), columns=2
-    )
-    if passing is not None:
-        pairs = pairs[np.isin(pairs[:, 0], passing[:, 0])]
-    ids = ids_by_key(catalogue, pairs[:, 0].tolist())
-    spans: dict[int, tuple[int, int]] = {}
-    for content, start, stop in catalogue.rows_among("SELECT content, start, stop FROM windows WHERE content", best):
-        before = spans.get(content, (start, stop))
-        spans[content] = min(start, before[0]), max(stop, before[1])
-    matches = [Match(ids[key], best[content], -1, spans[content]) for key, content in pairs.tolist()]
+    ids = owners(catalogue, best, passing)
+    spans = catalogue.rows_among("SELECT key, start, stop FROM contents WHERE key", best)
+    matches = [Match(id, best[key], -1, (start, stop)) for key, start, stop in spans for id in ids[key]]
     return sorted(matches, key=best_first)[:k]

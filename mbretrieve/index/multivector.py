@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
 from mbretrieve.index import plan
+from mbretrieve.index.arrays import distinct, first_of_each
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
 from mbretrieve.index.plan import Effort
@@ -74,18 +75,15 @@ class MultiVectorIndex(VectorIndex):
         view: View,
         queries: list[Floats],
         positions: Integers,
-        documents: Integers,
         k: int,
         effort: Effort | None,
     ) -> list[Found]:
-        here = view.is_packed[view.segment[positions]]
-        packed, raw = positions[here], positions[~here]
+        packed, raw = view.by_packing(positions)
         planned = effort or plan.effort(view.packed_tokens, k)
         if not len(packed) or self._is_small(view, packed, queries, planned):
             return [Found(positions, scores) for scores in self._score_windows(view, queries, positions)]
         beside = self._score_windows(view, queries, raw)
         selected = None if len(packed) == view.packed_windows else view.selected(packed)
-        enough = min(k, len(documents))
         found: list[Found] = []
         for first, last in _groups(queries):
             nearest = self._nearest(view, queries[first:last], planned, selected)
@@ -93,7 +91,7 @@ class MultiVectorIndex(VectorIndex):
                 one = _joined(Found(raw, scores), near)
                 # What was asked for is not there although it exists; unless the caller wanted to look no further.
                 limited = effort is not None and len(near.positions) == planned.rescore
-                if len(one.positions) < len(positions) and not limited and _owned(view, one, documents) < enough:
+                if not limited and _lacks(view, one.positions, positions, k):
                     one = Found(positions, self._score_windows(view, [query], positions)[0])
                 found.append(one)
         return found
@@ -124,27 +122,22 @@ class MultiVectorIndex(VectorIndex):
             if id(book) not in looks:
                 looks[id(book)] = _Look.at(book, stacked, effort.probes)
             look = looks[id(book)]
-            segment.check_lists(np.unique(look.probes))
+            segment.check_lists(distinct(look.probes))
             mask = None if selected is None else selected[number]
             scores, rows = segment.lists.search(look.rotated, look.probes, look.coarse, effort.tokens, mask)
-            parts.append((scores, np.where(rows >= 0, view.at_rows[number][rows], -1)))
+            parts.append((scores, view.at(number, rows)))
         scores, at = best_found(parts, effort.tokens)
         chosen = [
             np.sort(candidates(scores[first:last], at[first:last], effort.rescore)) for first, last in pairwise(ends)
         ]
         found = [Found(positions, np.empty(len(positions), dtype=np.float32)) for positions in chosen]
-        for number, segment in enumerate(view.segments):
-            if not isinstance(segment, PackedSegment):
-                continue
-            look = looks[id(segment.codebook)]
-            for one, (first, last) in zip(found, pairwise(ends), strict=True):
-                here = np.flatnonzero(view.segment[one.positions] == number)
-                if len(here):
-                    rows = view.row[one.positions[here]]
-                    segment.check_rows(rows)
-                    one.scores[here] = _packed_scores(
-                        segment, [look.rotated[first:last]], rows, look.products[first:last]
-                    )[0]
+        for one, (first, last) in zip(found, pairwise(ends), strict=True):
+            for segment, some, rows in view.by_segment(one.positions):
+                assert isinstance(segment, PackedSegment)  # in whose lists they were found
+                segment.check_rows(rows)
+                look = looks[id(segment.codebook)]
+                rotated, products = look.rotated[first:last], look.products[first:last]
+                one.scores[some] = _packed_scores(segment, [rotated], rows, products)[0]
         return found
 
 
@@ -222,9 +215,12 @@ def _joined(raw: Found, packed: Found) -> Found:
     return Found(positions[order], np.concatenate([raw.scores, packed.scores])[order])
 
 
-def _owned(view: View, found: Found, documents: Integers) -> int:
-    """Count those of some documents that own a window found."""
-    owners = view.owners(found.positions)
-    if len(documents) == len(view.keys):
-        return len(owners)
-    return int(np.isin(owners, documents).sum())
+def _lacks(view: View, found: Integers, positions: Integers, k: int) -> bool:
+    """Say whether the windows found are of fewer than ``k`` contents, though all windows are of more."""
+    if len(found) == len(positions) or (contents := _count(view, found)) >= k:
+        return False
+    return contents < _count(view, positions)
+
+
+def _count(view: View, positions: Integers) -> int:
+    return int(first_of_each(view.contents(positions)).sum())

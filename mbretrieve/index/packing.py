@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index import plan
+from mbretrieve.index.arrays import first_of_each, spread
 from mbretrieve.index.codebooks import Codebook, train_codebook
 from mbretrieve.index.lists import merge_lists, write_lists
 from mbretrieve.index.segments import PackedSegment, PackedWriter, Written
+from mbretrieve.index.windows import Table
 
 Integers = NDArray[np.int64]
 
@@ -36,10 +38,11 @@ class Decoded:
 
 
 class Source(NamedTuple):
-    """Vectors (tokens, dim) to be packed, where each row's begin, and the rows that live, rising."""
+    """Vectors (tokens, dim) to be packed, where each row's begin, the rows' windows, and the rows that live, rising."""
 
     vectors: NDArray[Any] | Decoded
     offsets: Integers
+    windows: Table
     rows: Integers
 
     @property
@@ -90,19 +93,25 @@ def loss(codebook: Codebook, sources: Sequence[Source]) -> float:
     return codebook.squared_error(rotated, assigned, codebook.encode(rotated, assigned))
 
 
-def runs(offsets: Integers, rows: Integers, tokens: int) -> list[tuple[int, int]]:
-    """Cut rows into ranges [first, last) of about so many tokens."""
-    return list(_cut(offsets, rows, tokens))
+def runs(offsets: Integers, windows: Table, rows: Integers, tokens: int) -> Iterator[Integers]:
+    """Cut rows into runs of about so many tokens, none within a content."""
+    starts = np.append(np.flatnonzero(first_of_each(windows[rows, 0])), len(rows))
+    ends = np.cumsum(offsets[rows + 1] - offsets[rows])
+    for first, last in _cut(ends[starts[1:] - 1], tokens):
+        yield rows[starts[first] : starts[last]]
 
 
 def pack(index: Path, codebook: Codebook, sources: Sequence[Source]) -> Written:
     """Write the sources' live rows as one packed segment."""
 
     def blocks() -> Iterator[_Block]:
-        for vectors, lengths in _blocks(sources):
-            rotated = codebook.rotate(vectors)
-            assigned = codebook.assign(rotated)
-            yield _Block(rotated, assigned, codebook.encode(rotated, assigned), lengths)
+        for source in sources:
+            for some in _row_blocks(source.offsets, source.rows):
+                lengths = source.offsets[some + 1] - source.offsets[some]
+                vectors = source.vectors[_places(source.offsets, some)]
+                rotated = codebook.rotate(np.asarray(vectors, dtype=np.float32))
+                assigned = codebook.assign(rotated)
+                yield _Block(rotated, assigned, codebook.encode(rotated, assigned), lengths, source.windows[some])
 
     return _write(index, codebook, blocks())
 
@@ -113,6 +122,7 @@ def repack(
     assignments: NDArray[np.integer[Any]],
     codes: NDArray[np.uint8],
     offsets: Integers,
+    windows: Table,
     rows: Integers,
 ) -> Written:
     """Copy some rows, rising, of a packed segment's arrays into a new one, its lists made from the decoded tokens."""
@@ -120,20 +130,21 @@ def repack(
     def blocks() -> Iterator[_Block]:
         for some in _row_blocks(offsets, rows):
             lengths = offsets[some + 1] - offsets[some]
-            at = _places(offsets, some, lengths)
+            at = _places(offsets, some)
             assigned, coded = np.asarray(assignments[at]), np.asarray(codes[at])
-            yield _Block(codebook.decode(assigned, coded), assigned, coded, lengths)
+            yield _Block(codebook.decode(assigned, coded), assigned, coded, lengths, windows[some])
 
     return _write(index, codebook, blocks())
 
 
 class _Block(NamedTuple):
-    """Some rows' tokens: rotated (t, padded), assigned (t,), coded (t, bytes); and how many each row has."""
+    """Some rows' tokens: rotated (t, padded), assigned (t,), coded (t, bytes); each row's length and window."""
 
     rotated: NDArray[np.float32]
     assigned: NDArray[np.integer[Any]]
     codes: NDArray[np.uint8]
     lengths: Integers
+    windows: Table
 
 
 def _write(index: Path, codebook: Codebook, blocks: Iterator[_Block]) -> Written:
@@ -142,7 +153,7 @@ def _write(index: Path, codebook: Codebook, blocks: Iterator[_Block]) -> Written
         assignments: list[NDArray[np.integer[Any]]] = []
         products: list[NDArray[np.uint8]] = []
         for block in blocks:
-            writer.append(block.assigned, block.codes, block.lengths)
+            writer.append(block.assigned, block.codes, block.lengths, block.windows)
             assignments.append(block.assigned)
             products.append(codebook.pack_products(block.rotated, block.assigned))
         lengths = writer.row_lengths()
@@ -172,40 +183,32 @@ def merge(
             maps.append(new)
             for some in _row_blocks(segment.offsets, live):
                 lengths = segment.offsets[some + 1] - segment.offsets[some]
-                at = _places(segment.offsets, some, lengths)
-                writer.append(segment.assignments[at], segment.codes[at], lengths)
+                at = _places(segment.offsets, some)
+                writer.append(segment.assignments[at], segment.codes[at], lengths, segment.windows.table[some])
         merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory)
         return Written(writer.name, writer.rows, writer.tokens, writer.finish())
     finally:
         writer.close()
 
 
-def _blocks(sources: Sequence[Source]) -> Iterator[tuple[NDArray[np.float32], Integers]]:
-    """Yield the sources' live vectors, a bounded number at a time, and how many each row has."""
-    for vectors, offsets, rows in sources:
-        for some in _row_blocks(offsets, rows):
-            lengths = offsets[some + 1] - offsets[some]
-            yield np.asarray(vectors[_places(offsets, some, lengths)], dtype=np.float32), lengths
-
-
 def _row_blocks(offsets: Integers, rows: Integers) -> Iterator[Integers]:
-    for first, last in _cut(offsets, rows, BLOCK_TOKENS):
+    for first, last in _cut(np.cumsum(offsets[rows + 1] - offsets[rows]), BLOCK_TOKENS):
         yield rows[first:last]
 
 
-def _cut(offsets: Integers, rows: Integers, tokens: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into runs [first, last) of about so many tokens; a longer row is a run of its own."""
-    ends = np.cumsum(offsets[rows + 1] - offsets[rows])
+def _cut(ends: Integers, tokens: int) -> Iterator[tuple[int, int]]:
+    """Cut what ends after so many tokens each into runs [first, last) of about so many; what is longer is a run of its
+    own."""
     first = 0
-    while first < len(rows):
+    while first < len(ends):
         done = ends[first - 1] if first else 0
         last = max(first + 1, int(np.searchsorted(ends, done + tokens, side="right")))
         yield first, last
         first = last
 
 
-def _places(offsets: Integers, rows: Integers, lengths: Integers) -> Integers | slice:
+def _places(offsets: Integers, rows: Integers) -> Integers | slice:
     """Return where the tokens of some rows, rising, are: a slice if they lie end to end."""
     if len(rows) == rows[-1] - rows[0] + 1:
         return slice(int(offsets[rows[0]]), int(offsets[rows[-1] + 1]))
-    return np.repeat(offsets[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
+    return spread(offsets[rows], offsets[rows + 1])

@@ -7,7 +7,8 @@ inverted lists follow from them. All that is done is one transaction: killed, it
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,13 @@ from numpy.typing import NDArray
 from mbretrieve.errors import IndexFormatError, MbretrieveError
 from mbretrieve.index.catalogue import (
     CODEBOOK_COLUMNS,
+    CONTENT_COLUMNS,
     FILE,
     SEGMENT_COLUMNS,
-    WINDOW_COLUMNS,
     Catalogue,
-    Integers,
     checksum,
     put_meta,
     translated,
-    window_checksums,
 )
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.inverting import Inverter
@@ -82,13 +81,13 @@ class _Repair:
         self._database()
         self._execute("DELETE FROM files WHERE typeof(bytes) != 'integer' OR typeof(checksums) != 'blob'")
         codebooks = dict(self._codebooks())
-        segments = {one.record.key: one for one in self._segments(codebooks)}
-        self._drop_windows(segments)
+        segments = list(self._segments(codebooks))
+        self._drop_contents(segments)
         self._drop_documents()
         self._sources()
-        for one in segments.values():
-            self._write_again(one)
-        self._counts()
+        contents = np.array([key for (key,) in self._execute("SELECT key FROM contents")], dtype=np.int64)
+        recounted = [self._settle(one, one.sound & np.isin(one.windows[:, 0], contents)) for one in segments]
+        self._strays(recounted=any(recounted))
         self._follow(wrong_filters, "the filters", self._filters)
         self._follow(wrong_words, "the words", self._words)
         return self._done
@@ -133,25 +132,20 @@ class _Repair:
                 self._execute(f"DELETE FROM {table} WHERE key = ?", (key,))  # noqa: S608 - a constant
                 self._done.append(f"{FILE}: a row of {table} was changed, and is dropped")
 
-    def _drop_windows(self, segments: dict[int, Salvaged]) -> None:
-        """Drop the contents any of whose windows is lost."""
-        rows = self._execute(f"SELECT {WINDOW_COLUMNS}, checksum FROM windows").fetchall()  # noqa: S608 - a constant
-        numbers = np.array([_integers(row) for row in rows], dtype=np.int64).reshape(-1, 8)
-        lost = window_checksums(numbers[:, :7]) != numbers[:, 7]
-        for key in np.unique(numbers[:, 2]):
-            here = np.flatnonzero((numbers[:, 2] == key) & ~lost)
-            one = segments.get(int(key))
-            lost[here] = True if one is None else ~one.holds(numbers[here, 3], numbers[here, 4])
-        lost |= ~_complete(numbers)
-        for content in dict.fromkeys(rows[i][0] for i in np.flatnonzero(lost)):
-            self._execute("DELETE FROM windows WHERE content IS ?", (content,))
+    def _drop_contents(self, segments: list[Salvaged]) -> None:
+        """Drop the contents that were changed, or any of whose windows is lost."""
+        held: Counter[int] = Counter()
+        for one in segments:
+            contents, counts = np.unique(one.windows[one.sound, 0], return_counts=True)
+            held.update(dict(zip(contents.tolist(), counts.tolist(), strict=True)))
+        for key, *fields, kept in self._execute(
+            f"SELECT key, {CONTENT_COLUMNS}, checksum FROM contents"  # noqa: S608 - a constant
+        ).fetchall():
+            if checksum(*fields) != kept or held[key] != fields[1]:
+                self._execute("DELETE FROM contents WHERE key = ?", (key,))
 
     def _drop_documents(self) -> None:
         """Drop what no longer has all its parts; the sources of what is dropped are to be read again."""
-        for key, *fields, kept in self._execute("SELECT key, hash, context, text, checksum FROM contents").fetchall():
-            if checksum(*fields) != kept:
-                self._execute("DELETE FROM contents WHERE key = ?", (key,))
-        self._execute("DELETE FROM contents WHERE key NOT IN (SELECT content FROM windows)")
         contents = {key for (key,) in self._execute("SELECT key FROM contents")}
         lost: list[str] = []
         for key, *fields, kept in self._execute(
@@ -173,7 +167,6 @@ class _Repair:
             if not lost:  # the row of a document is gone, nobody knows whose
                 self._forget(None)
             self._done.append(f"{FILE}: {strays:,} texts of no document are dropped")
-        self._execute("DELETE FROM windows WHERE content NOT IN (SELECT key FROM contents)")
 
     def _forget(self, source: str | None) -> None:
         """Forget how far a source (None: every source) was read, not that it was."""
@@ -196,27 +189,35 @@ class _Repair:
         self._catalogue.connection.executemany("INSERT INTO sources VALUES (?, ?, ?)", sound)
         self._done.append(f"{FILE}: the state of {len(rows) - len(sound) + len(names):,} sources is forgotten")
 
-    def _write_again(self, one: Salvaged) -> None:
-        """Copy what is left of a segment into a new one, if any file of it is not as it was."""
-        if not one.damaged:
-            return
-        windows = self._catalogue.windows(one.record.key)
-        for first, last, written in rewrite(self._index, one, windows[:, 3], self._store.memory):
-            self._store.replace([windows[first:last]], written, one.record.codebook)
-        self._store.retire([one.record.key])
-        files = ", ".join(f"segments/{one.record.name}/{name}" for name in one.damaged)
-        self._done.append(f"{files}: {len(windows):,} of {one.record.rows:,} windows were copied out of this segment")
-
-    def _counts(self) -> None:
+    def _settle(self, one: Salvaged, live: NDArray[np.bool_]) -> bool:
+        """Copy the rows of a segment that live into a new one, if any file of it is not as it was; or else see to what
+        the catalogue says of them, and return whether it was wrong."""
+        key, name = one.record.key, one.record.name
+        if one.damaged:
+            for written in rewrite(self._index, one, np.flatnonzero(live), self._store.memory):
+                self._store.replace(written, one.record.codebook)
+            self._store.retire([key])
+            files = ", ".join(f"segments/{name}/{file}" for file in one.damaged)
+            count = int(np.count_nonzero(live))
+            self._done.append(f"{files}: {count:,} of {len(live):,} windows were copied out of this segment")
+            return False
+        counts = int(np.count_nonzero(live)), int(np.diff(one.offsets)[live].sum())
         changed = self._execute(
-            "UPDATE segments SET live_rows = counted.rows, live_tokens = counted.tokens FROM"
-            " (SELECT key AS of, count(content) AS rows, coalesce(sum(windows.tokens), 0) AS tokens FROM segments"
-            "  LEFT JOIN windows ON segment = key GROUP BY key) AS counted"
-            " WHERE key = of AND (live_rows, live_tokens) != (counted.rows, counted.tokens)"
+            "UPDATE segments SET live_rows = ?, live_tokens = ? WHERE key = ? AND (live_rows, live_tokens) != (?, ?)",
+            (*counts, key, *counts),
         ).rowcount
+        with contextlib.suppress(IndexFormatError):
+            if np.array_equal(self._catalogue.live(one.record), live):
+                return bool(changed)
+        self._store.mark(key, live)
+        return True
+
+    def _strays(self, *, recounted: bool) -> None:
+        """Drop what is said of segments that are not there."""
         named = "SELECT name FROM segments UNION SELECT name FROM codebooks"
         strays = self._execute(f"DELETE FROM files WHERE folder NOT IN ({named})").rowcount  # noqa: S608 - a constant
-        if (changed or strays) and not self._done:
+        strays += self._execute("DELETE FROM deleted WHERE segment NOT IN (SELECT key FROM segments)").rowcount
+        if (recounted or strays) and not self._done:
             self._done.append(f"{FILE}: what it counts was counted again")
 
     def _follow(self, check: Check, what: str, make: Callable[[], None]) -> None:
@@ -244,20 +245,6 @@ class _Repair:
         for key, context, text in self._catalogue.stream("SELECT key, context, text FROM contents ORDER BY key"):
             inverter.add(key, content_words(context, text))
         inverter.flush()
-
-
-def _integers(row: Iterable[Any]) -> list[int]:
-    """Return a row's numbers; what is none any more as a number that its checksum will not fit."""
-    return [value if isinstance(value, int) else -1 for value in row]
-
-
-def _complete(numbers: Integers) -> NDArray[np.bool_]:
-    """Say which windows (W, 8) are in contents that have every window from 0 to their last."""
-    contents, of, counts = np.unique(numbers[:, 0], return_inverse=True, return_counts=True)
-    last = np.full(len(contents), -1)
-    np.maximum.at(last, of, numbers[:, 1])
-    complete: NDArray[np.bool_] = (last + 1 == counts)[of]
-    return complete
 
 
 def _some(ids: list[str]) -> str:

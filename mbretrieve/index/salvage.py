@@ -1,4 +1,4 @@
-"""What is left of a damaged segment, by blocks of 64 KiB, and copying it into a new one."""
+"""What is left of a damaged segment, by blocks of 16 KiB, and copying it into a new one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from mbretrieve.index.segments import (
     Written,
     read_offsets,
 )
+from mbretrieve.index.windows import WINDOWS, Table, Window
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
@@ -32,24 +33,18 @@ PART_TOKENS = 1 << 20  # copied into one segment; commits merge the parts
 
 @dataclass(frozen=True)
 class Salvaged:
-    """A segment of which something may be lost: where its rows' vectors begin (rows + 1,), which rows are ``sound``
-    (rows,), the arrays of its main files as far as they go, and the files that are ``damaged``."""
+    """A segment of which something may be lost: where its rows' vectors begin (rows + 1,), their windows, which rows
+    are ``sound`` (rows,), the arrays of its main files as far as they go, and the files that are ``damaged``."""
 
     record: SegmentRecord
     layout: Layout
     dim: int
     codebook: "Codebook | None"
     offsets: Integers
+    windows: Table
     sound: NDArray[np.bool_]
     arrays: dict[str, NDArray[Any]]
     damaged: list[str]
-
-    def holds(self, rows: Integers, tokens: Integers) -> NDArray[np.bool_]:
-        """Say of which rows all the vectors are here, if they have so many each."""
-        inside = (rows >= 0) & (rows < self.record.rows)
-        at = np.where(inside, rows, 0)
-        held: NDArray[np.bool_] = inside & self.sound[at] & (self.offsets[at + 1] - self.offsets[at] == tokens)
-        return held
 
 
 def salvage(
@@ -63,31 +58,33 @@ def salvage(
         folder = MappedFolder(index / SEGMENTS / record.name, record.files)
         if layout.many_rows:
             folder.verify_file(OFFSETS)
-            offsets = read_offsets(folder, record)
-        else:
-            offsets = np.arange(record.rows + 1, dtype=np.int64)
+        offsets = read_offsets(folder, record, layout)
     except (IndexFormatError, FileNotFoundError, KeyError):
         return None
     blocks = {file.name: folder.sound_blocks(file.name) for file in record.files}
     sound = np.ones(record.rows, dtype=bool)
     arrays: dict[str, NDArray[Any]] = {}
+    rows = np.arange(record.rows + 1)
     for name, (dtype, row) in _main_files(layout, dim, codebook).items():
         if name not in blocks:
             return None
         arrays[name] = _readable(folder.path / name, dtype, row)
         width = int(np.dtype(dtype).itemsize * np.prod(row, dtype=int))
+        ends = rows if name == WINDOWS else offsets
         bad = np.concatenate([[0], np.cumsum(~blocks[name])])
-        starts, stops = HEADER + offsets[:-1] * width, HEADER + offsets[1:] * width
+        starts, stops = HEADER + ends[:-1] * width, HEADER + ends[1:] * width
         if stops[-1] > (len(bad) - 1) * BLOCK:
             return None
         sound &= bad[(stops - 1) // BLOCK + 1] == bad[starts // BLOCK]
-        sound &= offsets[1:] <= len(arrays[name])
+        sound &= ends[1:] <= len(arrays[name])
+    windows = np.zeros((record.rows, len(Window._fields)), dtype=np.uint32)
+    windows[sound] = arrays.pop(WINDOWS)[np.flatnonzero(sound)]
     damaged = [name for name, good in blocks.items() if not good.all() or not folder.has_size(name)]
-    return Salvaged(record, layout, dim, codebook, offsets, sound, arrays, damaged)
+    return Salvaged(record, layout, dim, codebook, offsets, windows, sound, arrays, damaged)
 
 
-def rewrite(index: Path, one: Salvaged, rows: Integers, memory: int) -> Iterator[tuple[int, int, Written]]:
-    """Copy some sound rows, rising, into new segments; yields which of them, [first, last), each holds.
+def rewrite(index: Path, one: Salvaged, rows: Integers, memory: int) -> Iterator[Written]:
+    """Copy some sound rows, rising, into new segments.
 
     memory: bytes to work in, about, where a large dense segment gets the files by which it is searched.
     """
@@ -95,26 +92,28 @@ def rewrite(index: Path, one: Salvaged, rows: Integers, memory: int) -> Iterator
         from mbretrieve.index.packing import repack, runs
 
         codes, assignments = one.arrays[CODES], one.arrays[ASSIGNMENTS]
-        for first, last in runs(one.offsets, rows, PART_TOKENS):
-            yield first, last, repack(index, one.codebook, assignments, codes, one.offsets, rows[first:last])
+        for part in runs(one.offsets, one.windows, rows, PART_TOKENS):
+            yield repack(index, one.codebook, assignments, codes, one.offsets, one.windows, part)
     elif len(rows):
         writer = SegmentWriter(index, one.layout, one.dim)
         try:
-            for row in rows.tolist():
-                writer.append(one.arrays[one.layout.file][one.offsets[row] : one.offsets[row + 1]])
+            for row, window in zip(rows.tolist(), one.windows[rows].tolist(), strict=True):
+                writer.append(one.arrays[one.layout.file][one.offsets[row] : one.offsets[row + 1]], Window(*window))
             files = writer.finish(memory)
-            yield 0, len(rows), Written(writer.name, writer.rows, writer.tokens, files)
+            yield Written(writer.name, writer.rows, writer.tokens, files)
         finally:
             writer.close()
 
 
 def _main_files(layout: Layout, dim: int, codebook: "Codebook | None") -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
-    """Return the files that nothing else holds, and the type and shape of a vector in each."""
+    """Return the files that nothing else holds, and the type and shape of a vector, or of a window, in each."""
+    windows: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {WINDOWS: (np.uint32, (len(Window._fields),))}
     if codebook is None:
-        return {layout.file: (layout.dtype, (dim,))}
+        return windows | {layout.file: (layout.dtype, (dim,))}
     from mbretrieve.index.codebooks import assignment_dtype
 
-    return {CODES: (np.uint8, (codebook.code_size,)), ASSIGNMENTS: (assignment_dtype(len(codebook.centroids)), ())}
+    assignments = assignment_dtype(len(codebook.centroids))
+    return windows | {CODES: (np.uint8, (codebook.code_size,)), ASSIGNMENTS: (assignments, ())}
 
 
 def _readable(path: Path, dtype: DTypeLike, row: tuple[int, ...]) -> NDArray[Any]:

@@ -1,10 +1,11 @@
-"""Segments: immutable folders of vectors. Raw ones keep them as they came; packed ones keep two or so bits a dimension,
-and inverted lists by which the nearest of many tokens are found. Large raw ones of dense vectors have lists or a graph.
+"""Segments: immutable folders of windows with their vectors. Raw ones keep them as they came; packed ones keep two or
+so bits a dimension, and inverted lists by which the nearest of many tokens are found. Large raw ones of dense vectors
+have lists or a graph.
 """
 
 import contextlib
 import os
-from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from mbretrieve.index import plan
 from mbretrieve.index.files import HEADER, Draft, MappedFolder, StoredFile, npy_header, save_array
 from mbretrieve.index.records import Layout
+from mbretrieve.index.windows import WINDOWS, Table, Window, Windows
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
@@ -133,6 +135,8 @@ class SegmentWriter:
         self._layout = layout
         self._vectors = _ArrayWriter(self._draft.path / layout.file, layout.dtype, (dim,))
         self._offsets = [0]
+        self._windows = array("I")
+        self._dead: list[NDArray[np.int64]] = []
 
     def close(self) -> None:
         """Let go of the files; a segment that was not finished is removed."""
@@ -149,25 +153,48 @@ class SegmentWriter:
         """How many vectors were written."""
         return self._offsets[-1]
 
-    def append(self, vectors: NDArray[Any]) -> int:
-        """Write a window's (tokens, dim) vectors, already of the stored type; returns its row."""
+    def append(self, vectors: NDArray[Any], window: Window) -> None:
+        """Write a window with its (tokens, dim) vectors, already of the stored type: the next row."""
+        self._windows.extend(window)
         self._vectors.append(vectors)
         self._offsets.append(self._offsets[-1] + len(vectors))
-        return self.rows - 1
 
-    def written(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the vectors written so far, mapped, and where each row's begin."""
-        return self._vectors.mapped(self.tokens), np.array(self._offsets, dtype=np.int64)
+    @property
+    def windows(self) -> Table:
+        """The windows written so far."""
+        return np.array(self._windows, dtype=np.uint32).reshape(-1, len(Window._fields))
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where the vectors of each row written so far begin, and where the last end."""
+        return np.array(self._offsets, dtype=np.int64)
+
+    @property
+    def vectors(self) -> NDArray[Any]:
+        """The vectors written so far, mapped."""
+        return self._vectors.mapped(self.tokens)
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """Which of the rows written so far were not deleted again, (rows,)."""
+        live = np.ones(self.rows, dtype=bool)
+        live[np.concatenate([np.empty(0, np.int64), *self._dead])] = False
+        return live
+
+    def delete(self, rows: NDArray[np.int64]) -> None:
+        """Say that rows are not needed after all; whoever finishes the segment has to keep it in mind."""
+        self._dead.append(rows)
 
     def finish(self, memory: int) -> list[StoredFile]:
         """Make the segment durable under its final name; returns what the catalogue is to know of its files.
 
         memory: bytes to work in, about, where a large dense segment gets the files by which it is searched.
         """
-        names = [self._layout.file]
+        names = [self._layout.file, WINDOWS]
+        save_array(self._draft.path / WINDOWS, self.windows)
         if self._layout.many_rows:
             names.append(OFFSETS)
-            save_array(self._draft.path / OFFSETS, np.array(self._offsets, dtype=np.int64))
+            save_array(self._draft.path / OFFSETS, self.offsets)
         elif plan.dense_row(self.tokens).search != "flat":
             from mbretrieve.index.derived import derive  # it needs FAISS and torch, which not every writer does
 
@@ -188,6 +215,7 @@ class PackedWriter:
         dtype = assignment_dtype(len(codebook.centroids))
         self._assignments = _ArrayWriter(self._draft.path / ASSIGNMENTS, dtype, ())
         self._lengths: list[NDArray[np.int64]] = []
+        self._windows: list[Table] = []
         self.rows = self.tokens = 0
 
     def close(self) -> None:
@@ -205,11 +233,14 @@ class PackedWriter:
         """Return how many tokens each row has that was written."""
         return np.concatenate([np.empty(0, np.int64), *self._lengths])
 
-    def append(self, assignments: NDArray[Any], codes: NDArray[np.uint8], lengths: NDArray[np.int64]) -> None:
-        """Write some rows: their tokens (T,) and (T, bytes), and how many tokens each row has."""
+    def append(
+        self, assignments: NDArray[Any], codes: NDArray[np.uint8], lengths: NDArray[np.int64], windows: Table
+    ) -> None:
+        """Write some rows: their tokens (T,) and (T, bytes), how many tokens each row has, and its window."""
         self._assignments.append(assignments)
         self._codes.append(codes)
         self._lengths.append(lengths)
+        self._windows.append(windows)
         self.rows += len(lengths)
         self.tokens += len(codes)
 
@@ -218,56 +249,70 @@ class PackedWriter:
         self._codes.finish(self.tokens)
         self._assignments.finish(self.tokens)
         save_array(self._draft.path / OFFSETS, np.concatenate([[0], np.cumsum(self.row_lengths())]).astype(np.int64))
-        return self._draft.finish([CODES, ASSIGNMENTS, OFFSETS, LISTS])
+        save_array(self._draft.path / WINDOWS, np.concatenate(self._windows))
+        return self._draft.finish([CODES, ASSIGNMENTS, OFFSETS, WINDOWS, LISTS])
 
 
-def read_offsets(files: MappedFolder, record: SegmentRecord) -> NDArray[np.int64]:
+def read_offsets(files: MappedFolder, record: SegmentRecord, layout: Layout) -> NDArray[np.int64]:
     """Map where each row's vectors begin, (rows + 1,). Raises: FileNotFoundError; IndexFormatError."""
+    if not layout.many_rows:
+        return np.arange(record.rows + 1, dtype=np.int64)
     offsets: NDArray[np.int64] = files.map(OFFSETS, np.int64, (record.rows + 1,))
-    if offsets[0] != 0 or offsets[-1] != record.tokens or (np.diff(offsets) < 1).any():
+    if offsets[0] != 0 or offsets[-1] != record.tokens or (offsets[1:] <= offsets[:-1]).any():
         raise files.damaged(OFFSETS, "its numbers do not rise from 0 to the number of tokens")
     return offsets
 
 
-class Segment(ABC):
-    """A committed segment, mapped for reading; it stays readable after a writer has dropped it and removed its folder.
+class Rows:
+    """The rows of a committed segment, whatever its vectors are: which window each is, and how many vectors it has.
 
-    ``offsets`` (rows + 1,) int64 says where each row's vectors begin.
+    Mapped for reading; it stays readable after a writer has dropped the segment and removed its folder. ``offsets``
+    (rows + 1,) int64 says where each row's vectors begin.
+    Raises: FileNotFoundError; IndexFormatError for what does not fit the catalogue.
     """
 
-    offsets: NDArray[np.int64]
-
-    def __init__(self, index: Path, record: SegmentRecord) -> None:
-        self.record = record
+    def __init__(self, index: Path, record: SegmentRecord, layout: Layout) -> None:
+        self.record, self._layout = record, layout
         self.files = MappedFolder(index / SEGMENTS / record.name, record.files)
+        self.windows = Windows(self.files, record.rows)
+        self.offsets = read_offsets(self.files, record, layout)
+
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many vectors some rows have. Raises: IndexFormatError if the file that says so is damaged."""
+        if self._layout.many_rows:
+            self.files.check_rows(OFFSETS, self.offsets, rows, rows + 2)
+        return np.asarray(self.offsets[rows + 1] - self.offsets[rows])
+
+
+class Segment(Rows):
+    """A committed segment whose vectors are mapped too."""
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
         """Check the blocks that hold these rows against their checksums, each block once. Raises: IndexFormatError."""
-        for name, array in self._main():
-            self.files.check_rows(name, array, self.offsets[rows], self.offsets[rows + 1])
+        self.lengths(rows)
+        for name, rows_of_tokens in self._main():
+            self.files.check_rows(name, rows_of_tokens, self.offsets[rows], self.offsets[rows + 1])
 
     def verify(self) -> None:
         """Check every block of every file. Raises: IndexFormatError naming the first file that differs."""
         self.files.verify()
 
-    @abstractmethod
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         """Return the files that hold a row for each token, with their arrays."""
+        raise AssertionError
 
 
 class RawSegment(Segment):
     """``vectors`` (tokens, dim) as they came."""
 
     def __init__(self, index: Path, record: SegmentRecord, layout: Layout, dim: int) -> None:
-        super().__init__(index, record)
+        super().__init__(index, record, layout)
         self._file = layout.file
         self.vectors: NDArray[Any] = self.files.map(layout.file, layout.dtype, (record.tokens, dim))
-        self.offsets = (
-            read_offsets(self.files, record) if layout.many_rows else np.arange(record.rows + 1, dtype=np.int64)
-        )
 
     def check_run(self, first: int, last: int) -> None:
         """Check the blocks that hold the vectors of rows ``first`` to ``last`` - 1, as ``check_rows`` does."""
+        self.lengths(np.arange(first, last))
         ends = self.offsets[[first, last]]
         self.files.check_rows(self._file, self.vectors, ends[:1], ends[1:])
 
@@ -278,7 +323,7 @@ class RawSegment(Segment):
         Raises: FileNotFoundError; IndexFormatError if it does not fit the vectors.
         """
         names = {file.name for file in self.record.files}
-        if names <= {self._file, OFFSETS}:
+        if names <= {self._file, WINDOWS, OFFSETS}:
             return None
         from mbretrieve.index.derived import open_derived  # it needs FAISS and torch, which not every reader does
 
@@ -291,16 +336,15 @@ class RawSegment(Segment):
 class PackedSegment(Segment):
     """``codes`` (tokens, bytes) uint8 and ``assignments`` (tokens,), to be read with ``codebook``; and ``lists``."""
 
-    def __init__(self, index: Path, record: SegmentRecord, codebook: "Codebook") -> None:
+    def __init__(self, index: Path, record: SegmentRecord, layout: Layout, codebook: "Codebook") -> None:
         from mbretrieve.index.codebooks import assignment_dtype
 
-        super().__init__(index, record)
+        super().__init__(index, record, layout)
         self.codebook = codebook
         self.codes: NDArray[np.uint8] = self.files.map(CODES, np.uint8, (record.tokens, codebook.code_size))
         self.assignments: NDArray[Any] = self.files.map(
             ASSIGNMENTS, assignment_dtype(len(codebook.centroids)), (record.tokens,)
         )
-        self.offsets = read_offsets(self.files, record)
 
     @cached_property
     def lists(self) -> "Lists":
@@ -333,4 +377,4 @@ def open_segment(
     """Map a segment. Raises: FileNotFoundError; IndexFormatError for what does not fit the catalogue."""
     if record.codebook is None:
         return RawSegment(index, record, layout, dim)
-    return PackedSegment(index, record, codebooks[record.codebook])
+    return PackedSegment(index, record, layout, codebooks[record.codebook])

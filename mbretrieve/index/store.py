@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from mbretrieve.errors import DataError, IndexBusyError
-from mbretrieve.index.catalogue import BUSY_SECONDS, Catalogue, checksum, damaged, put_meta, translated
+from mbretrieve.index.catalogue import BUSY_SECONDS, CONTENT_COLUMNS, Catalogue, checksum, damaged, put_meta, translated
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.inverting import Inverter
 from mbretrieve.index.lock import writer_lock
@@ -80,8 +80,7 @@ class Writer:
         with self._changing():
             for entry, windows in zip(entries, vectors, strict=True):
                 content = self._put_content(entry)
-                for window, (rows, span) in enumerate(zip(windows, entry.spans, strict=True)):
-                    self._vectors.put(content, window, rows, span)
+                self._vectors.put(content, windows, entry.spans)
                 self._put_document(entry.id, content, entry.source, entry.metadata)
 
     def add_same(
@@ -202,9 +201,11 @@ class Writer:
                 self._database.execute("ROLLBACK")
 
     def _put_content(self, entry: Entry) -> int:
-        fields = (entry.content_hash, entry.context, entry.text)
+        start, stop = min(start for start, _ in entry.spans), max(stop for _, stop in entry.spans)
+        fields = (entry.content_hash, len(entry.spans), start, stop, entry.context, entry.text)
         cursor = self._database.execute(
-            "INSERT INTO contents (hash, context, text, checksum) VALUES (?, ?, ?, ?)", (*fields, checksum(*fields))
+            f"INSERT INTO contents ({CONTENT_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
+            (*fields, checksum(*fields)),
         )
         content = int(cursor.lastrowid or 0)
         self._words.add(content, content_words(entry.context, entry.text))
@@ -244,15 +245,18 @@ class Writer:
     def _drop_contents(self) -> None:
         """Drop the contents that no document has any more."""
         execute = self._database.execute
+        gone = []
         for content in self._touched:
             if execute("SELECT 1 FROM documents WHERE content = ?", (content,)).fetchone():
                 continue
             *fields, kept = execute(
-                "SELECT hash, context, text, checksum FROM contents WHERE key = ?", (content,)
+                f"SELECT {CONTENT_COLUMNS}, checksum FROM contents WHERE key = ?",  # noqa: S608 - a constant
+                (content,),
             ).fetchone()
             if checksum(*fields) != kept:
                 raise damaged(self._index, f"the text of content {content} was changed")
             self._words.remove(content)
-            self._vectors.drop(content)
             execute("DELETE FROM contents WHERE key = ?", (content,))
+            gone.append(content)
+        self._vectors.drop(gone)
         self._touched.clear()

@@ -1,5 +1,6 @@
 """Where the vectors are: the writer's segments, written, packed and merged within its transaction."""
 
+import zlib
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index import plan
-from mbretrieve.index.catalogue import FOLDERS, Catalogue, Integers, checksum, window_checksums
+from mbretrieve.index.arrays import to_array
+from mbretrieve.index.catalogue import FOLDERS, Catalogue, checksum
 from mbretrieve.index.files import StoredFile, sweep
 from mbretrieve.index.merging import SegmentSize, segments_of_one_sort, segments_to_merge
 from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import (
     PackedSegment,
     RawSegment,
+    Rows,
     SegmentRecord,
     SegmentWriter,
     Written,
@@ -21,6 +24,7 @@ from mbretrieve.index.segments import (
     open_segment,
     store_codebook,
 )
+from mbretrieve.index.windows import Places, Window
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
@@ -55,23 +59,43 @@ class VectorStore:
             self._segment.close()
             self._segment, self._segment_key = None, 0
 
-    def drop(self, content: int) -> None:
-        """Forget a content's windows; their vectors stay until their segment is rewritten."""
-        rows = self._database.execute("SELECT segment, tokens FROM windows WHERE content = ?", (content,)).fetchall()
-        for segment, tokens in rows:
-            self._count_live(segment, -1, -tokens)
-        self._database.execute("DELETE FROM windows WHERE content = ?", (content,))
-
-    def put(self, content: int, window: int, vectors: NDArray[Any], span: tuple[int, int]) -> None:
-        """Put a window's vectors into the open segment, and where they are into the catalogue."""
+    def put(self, content: int, windows: Sequence[NDArray[Any]], spans: Sequence[tuple[int, int]]) -> None:
+        """Put the vectors of a content's windows into the open segment, and the characters that each spans."""
         segment = self._open_segment()
-        row = segment.append(vectors)
-        place = (content, window, self._segment_key, row, len(vectors), *span)
-        hashed = int(window_checksums(np.array([place], dtype=np.int64))[0])
-        self._database.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*place, hashed))
-        self._count_live(self._segment_key, 1, len(vectors))
+        for number, (vectors, span) in enumerate(zip(windows, spans, strict=True)):
+            segment.append(vectors, Window(content, number, *span))
+        self._count_live(self._segment_key, len(windows), sum(map(len, windows)))
         if self._catalogue.bits is not None and segment.tokens >= PACK_TOKENS:
             self._pack_raw()
+
+    def drop(self, contents: Collection[int]) -> None:
+        """Mark the windows of contents as deleted; their vectors stay until their segment is rewritten."""
+        if not contents:
+            return
+        wanted = to_array(contents)
+        if (segment := self._segment) is not None:
+            rows = Places(segment.windows[:, 0]).rows(wanted)
+            segment.delete(rows)
+            self._count_live(self._segment_key, -len(rows), -int(np.diff(segment.offsets)[rows].sum()))
+        for record in self._catalogue.segments():
+            if record.key == self._segment_key:
+                continue
+            found = Rows(self._index, record, self._layout)
+            rows = found.windows.places.rows(wanted)
+            live = self._catalogue.live(record)
+            rows = rows[live[rows]]
+            if len(rows):
+                live[rows] = False
+                self.mark(record.key, live)
+                self._count_live(record.key, -len(rows), -int(found.lengths(rows).sum()))
+
+    def mark(self, segment: int, live: NDArray[np.bool_]) -> None:
+        """Say which rows of a segment live; what is deleted has a row in the catalogue if there is any."""
+        if live.all():
+            self._database.execute("DELETE FROM deleted WHERE segment = ?", (segment,))
+            return
+        data = np.packbits(~live).tobytes()
+        self._database.execute("REPLACE INTO deleted VALUES (?, ?, ?)", (segment, data, zlib.crc32(data, segment)))
 
     def _count_live(self, segment: int, rows: int, tokens: int) -> None:
         self._database.execute(
@@ -116,6 +140,7 @@ class VectorStore:
         self._finish_segment()
         execute = self._database.execute
         execute("DELETE FROM segments WHERE live_rows = 0")
+        execute("DELETE FROM deleted WHERE segment NOT IN (SELECT key FROM segments)")
         execute(
             "DELETE FROM codebooks WHERE key NOT IN (SELECT codebook FROM segments WHERE codebook IS NOT NULL)"
             " AND key != (SELECT max(key) FROM codebooks)"
@@ -128,6 +153,7 @@ class VectorStore:
         segment, key = self._segment, self._segment_key
         files = segment.finish(self.memory)
         self._complete_segment(key, segment.name, segment.rows, segment.tokens, None, files)
+        self.mark(key, segment.live)
         self._segment, self._segment_key = None, 0
 
     def tidy(self) -> None:
@@ -170,51 +196,51 @@ class VectorStore:
 
     def _merge(self, keys: Collection[int]) -> None:
         """Copy the live windows of some segments, raw or of one codebook, into one."""
-        segments = [self._map(record) for record in self._catalogue.segments() if record.key in keys]
-        windows = [self._catalogue.windows(segment.record.key) for segment in segments]
+        records = [record for record in self._catalogue.segments() if record.key in keys]
+        segments = [self._map(record) for record in records]
+        living = [np.flatnonzero(self._catalogue.live(record)) for record in records]
         packed = [segment for segment in segments if isinstance(segment, PackedSegment)]
         if packed:
             from mbretrieve.index.packing import merge
 
             codebook = packed[0].record.codebook
-            rows = [some[:, 3] for some in windows]
-            self.replace(windows, merge(self._index, packed[0].codebook, packed, rows, self.memory), codebook)
+            self.replace(merge(self._index, packed[0].codebook, packed, living, self.memory), codebook)
         else:
-            for segment, some in zip(segments, windows, strict=True):
+            for segment, rows in zip(segments, living, strict=True):
                 assert isinstance(segment, RawSegment)
                 segment.verify()  # or a changed byte would get a good checksum
                 into = self._open_segment()
-                new = [into.append(segment.vectors[slice(*segment.offsets[row : row + 2])]) for row in some[:, 3]]
-                self._move(some, self._segment_key, new)
+                for row, window in zip(rows.tolist(), segment.windows.table[rows].tolist(), strict=True):
+                    into.append(segment.vectors[slice(*segment.offsets[row : row + 2])], Window(*window))
+                self._count_live(self._segment_key, len(rows), int(segment.lengths(rows).sum()))
         self.retire(keys)
 
     def _pack_raw(self, *, patient: bool = True) -> None:
         """Pack all raw segments, the one being written included, into one; unless they should wait for others."""
         from mbretrieve.index.packing import Source, pack
 
-        sources, windows, keys = [], [], []
+        sources, keys = [], []
         for record in self._catalogue.segments():
             if record.codebook is not None:
                 continue
-            some = self._catalogue.windows(record.key)
+            segment: SegmentWriter | RawSegment | PackedSegment
             if record.key == self._segment_key:
                 assert self._segment is not None
-                vectors, offsets = self._segment.written()
+                segment, table, live = self._segment, self._segment.windows, self._segment.live
             else:
                 segment = self._map(record)
-                assert isinstance(segment, RawSegment)
                 segment.verify()
-                vectors, offsets = segment.vectors, segment.offsets
-            if len(some):
-                sources.append(Source(vectors, offsets, some[:, 3]))
-                windows.append(some)
+                table, live = segment.windows.table, self._catalogue.live(record)
+            assert not isinstance(segment, PackedSegment)
+            if live.any():
+                sources.append(Source(segment.vectors, segment.offsets, table, np.flatnonzero(live)))
             keys.append(record.key)
         if sources:
             chosen = self._codebook_for(sources, patient=patient)
             if chosen is None:
                 return
             key, codebook = chosen
-            self.replace(windows, pack(self._index, codebook, sources), key)
+            self.replace(pack(self._index, codebook, sources), key)
         self.retire(keys)
         if self._segment is not None:
             self._database.execute("DELETE FROM segments WHERE key = ?", (self._segment_key,))
@@ -225,43 +251,32 @@ class VectorStore:
         from mbretrieve.index.packing import Decoded, Source, pack, runs, train
 
         living = {size.key for size in self._sizes()}
-        segments = [self._map(record) for record in self._catalogue.segments() if record.key in living]
-        windows = [self._catalogue.windows(segment.record.key) for segment in segments]
         sources = []
-        for segment, some in zip(segments, windows, strict=True):
-            segment.verify()
-            vectors = Decoded(segment) if isinstance(segment, PackedSegment) else segment.vectors
-            sources.append(Source(vectors, segment.offsets, some[:, 3]))
+        for record in self._catalogue.segments():
+            if record.key in living:
+                segment = self._map(record)
+                segment.verify()
+                vectors = Decoded(segment) if isinstance(segment, PackedSegment) else segment.vectors
+                rows = np.flatnonzero(self._catalogue.live(record))
+                sources.append(Source(vectors, segment.offsets, segment.windows.table, rows))
         bits = self._catalogue.bits
         assert bits is not None
         codebook = train(sources, bits, self._all_tokens(), self.memory)
         key = self._put_codebook(codebook)
-        for source, some in zip(sources, windows, strict=True):
-            for first, last in runs(source.offsets, source.rows, PACK_TOKENS):
-                part = source._replace(rows=source.rows[first:last])
-                self.replace([some[first:last]], pack(self._index, codebook, [part]), key)
-        self.retire([segment.record.key for segment in segments])
+        for source in sources:
+            for rows in runs(source.offsets, source.windows, source.rows, PACK_TOKENS):
+                self.replace(pack(self._index, codebook, [source._replace(rows=rows)]), key)
+        self.retire(living)
 
-    def replace(self, windows: Sequence[Integers], packed: Written, codebook: int | None) -> None:
-        """Complete a new segment, to whose rows the windows (n, 7) of others, in their order, moved."""
-        key = self._put_segment(packed.name)
-        self._complete_segment(key, packed.name, packed.rows, packed.tokens, codebook, packed.files)
-        self._move(np.concatenate(windows), key, np.arange(packed.rows))
-
-    def _move(self, windows: Integers, segment: int, rows: Sequence[int] | Integers) -> None:
-        """Say that windows (n, 7) are in another segment now, and in which rows of it."""
-        moved = windows.copy()
-        moved[:, 2] = segment
-        moved[:, 3] = rows
-        hashed = np.column_stack([moved, window_checksums(moved)]).tolist()
-        self._database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", hashed)
-        self._count_live(segment, len(moved), int(moved[:, 4].sum()))
+    def replace(self, written: Written, codebook: int | None) -> None:
+        """Put a finished segment, all of whose rows live, into the catalogue."""
+        key = self._put_segment(written.name)
+        self._complete_segment(key, written.name, written.rows, written.tokens, codebook, written.files)
+        self._count_live(key, written.rows, written.tokens)
 
     def retire(self, keys: Collection[int]) -> None:
-        """Say that segments hold nothing any more; the commit drops them."""
-        self._database.executemany(
-            "UPDATE segments SET live_rows = 0, live_tokens = 0 WHERE key = ?", [(key,) for key in keys]
-        )
+        """Take segments out of the catalogue; their folders stay until the commit."""
+        self._database.executemany("DELETE FROM segments WHERE key = ?", [(key,) for key in keys])
 
     def _map(self, record: SegmentRecord) -> RawSegment | PackedSegment:
         if record.codebook is not None and record.codebook not in self._codebooks:

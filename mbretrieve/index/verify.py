@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from mbretrieve.errors import MbretrieveError
-from mbretrieve.index.catalogue import FILE, Catalogue, checksum
+from mbretrieve.index.catalogue import CONTENT_COLUMNS, FILE, Catalogue, checksum
 from mbretrieve.index.filters import SqlValue, stored_value
 from mbretrieve.index.postings import checked, decode, read_lengths, word_crc
 from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import open_codebook, open_segment
 from mbretrieve.index.view import load_view
+from mbretrieve.index.windows import WINDOWS, is_complete
 from mbretrieve.index.words import content_words
 from mbretrieve.types import Metadata
 
@@ -23,13 +24,6 @@ DOCUMENTS = "SELECT key, id, content, source, metadata, checksum FROM documents"
 RULES = {
     "documents without a text": "SELECT count(*) FROM documents WHERE content NOT IN (SELECT key FROM contents)",
     "texts without a document": "SELECT count(*) FROM contents WHERE key NOT IN (SELECT content FROM documents)",
-    "texts without a window": "SELECT count(*) FROM contents WHERE key NOT IN (SELECT content FROM windows)",
-    "windows without a text": "SELECT count(*) FROM windows WHERE content NOT IN (SELECT key FROM contents)",
-    "windows that share their vectors": "SELECT count(*) - count(DISTINCT segment || '/' || row) FROM windows",
-    "segments with a wrong count of live windows": (
-        "SELECT count(*) FROM segments WHERE live_rows != (SELECT count(*) FROM windows WHERE segment = key)"
-        " OR live_tokens != (SELECT coalesce(sum(tokens), 0) FROM windows WHERE segment = key)"
-    ),
     "words of no run": "SELECT count(*) FROM postings WHERE run NOT IN (SELECT run FROM runs)",
     "runs with a wrong count of postings": (
         "SELECT count(*) FROM runs WHERE postings !="
@@ -37,6 +31,9 @@ RULES = {
     ),
     "files of no folder": (
         "SELECT count(*) FROM files WHERE folder NOT IN (SELECT name FROM segments UNION SELECT name FROM codebooks)"
+    ),
+    "segments that are not there, of which something is deleted": (
+        "SELECT count(*) FROM deleted WHERE segment NOT IN (SELECT key FROM segments)"
     ),
     "segments without their codebook": (
         "SELECT count(*) FROM segments WHERE codebook IS NOT NULL AND codebook NOT IN (SELECT key FROM codebooks)"
@@ -46,7 +43,7 @@ RULES = {
 
 def verify(catalogue: Catalogue) -> list[str]:
     """Return what is wrong with the generation that ``catalogue`` reads, one line each."""
-    checks = (_database, _rows, _rules, wrong_filters, wrong_words, _segments, _view)
+    checks = (_database, _rows, _rules, wrong_filters, wrong_words, _segments, _windows)
     problems: list[str] = []
     for check in checks:
         try:
@@ -65,7 +62,7 @@ def _database(catalogue: Catalogue) -> Iterator[str]:
 
 
 def _rows(catalogue: Catalogue) -> Iterator[str]:
-    for key, *fields, kept in catalogue.stream("SELECT key, hash, context, text, checksum FROM contents"):
+    for key, *fields, kept in catalogue.stream(f"SELECT key, {CONTENT_COLUMNS}, checksum FROM contents"):  # noqa: S608
         if checksum(*fields) != kept:
             yield f"{FILE}: content {key} was changed"
     for key, *fields, kept in catalogue.stream(DOCUMENTS):
@@ -152,6 +149,21 @@ def _segments(catalogue: Catalogue) -> Iterator[str]:
             yield f"{error.filename} is missing"
 
 
-def _view(catalogue: Catalogue) -> Iterator[str]:
-    load_view(catalogue)
-    return iter(())
+def _windows(catalogue: Catalogue) -> Iterator[str]:
+    """Compare the segments' windows with the texts: those of a text live, all of them in their order, and no others."""
+    view = load_view(catalogue)
+    texts = catalogue.integers("SELECT key, windows FROM contents ORDER BY key", columns=2)
+    found = np.zeros(len(texts), dtype=np.int64)
+    tokens = dict(catalogue.rows("SELECT key, live_tokens FROM segments"))
+    for segment, live in zip(view.segments, view.live, strict=True):
+        table, name = segment.windows.table, segment.record.name
+        here = np.isin(table[:, 0], texts[:, 0])
+        if (here != live).any():
+            yield f"{FILE}: what is deleted of segments/{name} is not what has no text"
+        if tokens[segment.record.key] != segment.lengths(np.flatnonzero(live)).sum():
+            yield f"{FILE}: the count of live tokens of segments/{name} is wrong"
+        if not is_complete(table):
+            yield f"segments/{name}/{WINDOWS}: the windows of a text do not follow each other"
+        np.add.at(found, np.searchsorted(texts[:, 0], table[here, 0]), 1)
+    if wrong := int(np.count_nonzero(found != texts[:, 1])):
+        yield f"{FILE}: {wrong} texts without their windows"

@@ -1,4 +1,4 @@
-"""What a reader holds of one generation: every live window's place, its documents, the mapped segments."""
+"""What a reader holds of one generation: the mapped segments, and which of their rows live."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.arrays import first_of_each
 from mbretrieve.index.catalogue import Catalogue, Integers, damaged
 from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import PackedSegment, RawSegment, open_codebook, open_segment
+from mbretrieve.index.windows import Window
 
 Scores = NDArray[np.float32]
 
@@ -24,152 +26,131 @@ class Found(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """A document that may be among the best: its place in the view, its score and the position of its best window."""
+    """A content that may be among the best: its score and the position of its best window."""
 
-    document: int
+    content: int
     score: float
     position: int
 
 
 @dataclass(frozen=True)
 class View:
-    """One generation in memory.
+    """One generation: its segments, and which rows of each live, (rows,) bool.
 
-    Windows have positions 0..W-1, ordered by content; documents have places 0..N-1, ordered by key.
-    ``content`` (W,), ``window`` (W,), ``segment`` (W,) an index into ``segments``, ``row`` (W,), ``span`` (W, 2);
-    ``keys`` (N,) the documents' keys, ``first`` and ``last`` (N,) the range of positions of each one's windows;
-    ``by_first`` (N,) the documents' places in the order of ``first``.
+    A window's position is its row, counted on from segment to segment: nothing has to be read to know it, and the
+    windows of a content have consecutive ones.
     """
 
     segments: list[RawSegment | PackedSegment]
-    window: Integers
-    segment: Integers
-    row: Integers
-    span: Integers
-    keys: Integers
-    first: Integers
-    last: Integers
-    by_first: Integers
+    live: list[NDArray[np.bool_]]
 
     @cached_property
-    def every_document(self) -> Integers:
-        """The places of all documents."""
-        return np.arange(len(self.keys))
+    def firsts(self) -> Integers:
+        """The position of each segment's first row, and of the end: (segments + 1,)."""
+        return np.cumsum([0] + [len(rows) for rows in self.live])
 
     @cached_property
-    def _every_position(self) -> Integers:
-        return np.arange(len(self.row))
-
-    @cached_property
-    def at_rows(self) -> list[Integers]:
-        """For each segment the position of the window in each of its rows, -1 where it has none any more: (rows,)."""
-        found = [np.full(segment.record.rows, -1, dtype=np.int64) for segment in self.segments]
-        for number, at in enumerate(found):
-            here = np.flatnonzero(self.segment == number)
-            at[self.row[here]] = here
-        return found
-
-    def selected(self, positions: Integers) -> list[NDArray[np.bool_]]:
-        """Return for each segment which of its rows hold one of some windows: (rows,)."""
-        if len(positions) == len(self.row):
-            return self._live
-        wanted = np.zeros(len(self.row) + 1, dtype=bool)  # one more, for the rows that hold none: -1
-        wanted[positions] = True
-        return [wanted[at] for at in self.at_rows]
-
-    @cached_property
-    def _live(self) -> list[NDArray[np.bool_]]:
-        return [at >= 0 for at in self.at_rows]
-
-    @cached_property
-    def is_packed(self) -> NDArray[np.bool_]:
+    def is_packed(self) -> list[bool]:
         """Which segments are packed."""
-        return np.array([isinstance(segment, PackedSegment) for segment in self.segments], dtype=bool)
+        return [isinstance(segment, PackedSegment) for segment in self.segments]
 
     @cached_property
-    def packed_windows(self) -> int:
-        """How many windows are in packed segments."""
-        return int(self.is_packed[self.segment].sum())
+    def every_position(self) -> Integers:
+        """The positions of all live windows, rising."""
+        return np.flatnonzero(np.concatenate([np.empty(0, dtype=bool), *self.live]))
 
-    def tokens(self, positions: Integers) -> int:
-        """Count the tokens of some windows."""
-        return sum(
-            int((segment.offsets[rows + 1] - segment.offsets[rows]).sum())
-            for segment, _, rows in self.by_segment(positions)
-        )
+    @cached_property
+    def _every_part(self) -> tuple[Integers, Integers]:
+        return self._by_packing(self.every_position)
+
+    def by_packing(self, positions: Integers) -> tuple[Integers, Integers]:
+        """Part positions, rising, into those of packed and of raw segments."""
+        return self._every_part if positions is self.every_position else self._by_packing(positions)
+
+    def _by_packing(self, positions: Integers) -> tuple[Integers, Integers]:
+        parts = np.split(positions, np.searchsorted(positions, self.firsts[1:-1]))
+        nothing = positions[:0]
+        packed = [part for part, is_packed in zip(parts, self.is_packed, strict=False) if is_packed]
+        raw = [part for part, is_packed in zip(parts, self.is_packed, strict=False) if not is_packed]
+        return np.concatenate([nothing, *packed]), np.concatenate([nothing, *raw])
+
+    @property
+    def packed_windows(self) -> int:
+        """How many live windows are in packed segments."""
+        return len(self._every_part[0])
 
     @cached_property
     def packed_tokens(self) -> int:
         """How many tokens are in packed segments, dead ones included."""
         return sum(segment.record.tokens for segment in self.segments if isinstance(segment, PackedSegment))
 
-    def owners(self, positions: Integers) -> Integers:
-        """Return the documents that own some windows (several may share one), rising."""
-        firsts = self._firsts
-        wanted = np.unique(positions - self.window[positions])  # a content's first position names it
-        starts, stops = np.searchsorted(firsts, wanted), np.searchsorted(firsts, wanted, side="right")
-        counts = stops - starts
-        return np.sort(
-            self.by_first[np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())]
-        )
+    def tokens(self, positions: Integers) -> int:
+        """Count the tokens of some windows."""
+        return sum(int(segment.lengths(rows).sum()) for segment, _, rows in self.by_segment(positions))
 
-    @cached_property
-    def _firsts(self) -> Integers:
-        return self.first[self.by_first]
+    def positions(self, contents: Integers | None) -> Integers:
+        """Return the positions, rising, of the windows of some contents, rising; None: of all."""
+        if contents is None:
+            return self.every_position
+        found = [np.empty(0, dtype=np.int64)]
+        for segment, live, first in zip(self.segments, self.live, self.firsts[:-1], strict=True):
+            rows = segment.windows.places.rows(contents)
+            found.append(first + rows[live[rows]])
+        return np.concatenate(found)
 
-    def positions(self, documents: Integers) -> Integers:
-        """Return the positions of the windows of some documents, rising, each once though documents may share them."""
-        if len(documents) == len(self.keys):
-            return self._every_position
-        wanted = np.zeros(len(self.row) + 1, dtype=np.int64)
-        np.add.at(wanted, self.first[documents], 1)
-        np.add.at(wanted, self.last[documents], -1)
-        return np.flatnonzero(np.cumsum(wanted[:-1]) > 0)
+    def selected(self, positions: Integers) -> list[NDArray[np.bool_]]:
+        """Return for each segment which of its rows hold one of some windows: (rows,)."""
+        if positions is self.every_position:
+            return self.live
+        wanted = np.zeros(self.firsts[-1], dtype=bool)
+        wanted[positions] = True
+        return np.split(wanted, self.firsts[1:-1]) if self.segments else []
 
-    def by_segment(self, positions: Integers) -> Iterator[tuple[RawSegment | PackedSegment, Integers, Integers]]:
-        """Yield each segment that holds some of the windows, their indices in ``positions``, and their rows, rising.
+    def at(self, number: int, rows: Integers) -> Integers:
+        """Return the positions of rows of a segment; -1 for those that do not live, and for -1: any shape."""
+        return np.where((rows >= 0) & self.live[number][rows], self.firsts[number] + rows, -1)
+
+    def by_segment(self, positions: Integers) -> Iterator[tuple[RawSegment | PackedSegment, slice, Integers]]:
+        """Yield each segment that holds some of the windows, where they stand in ``positions``, and their rows, rising.
 
         positions (P,), rising.
         """
-        if len(positions) == len(self.row):  # all: they need no sorting each time
-            for segment, at, live in zip(self.segments, self.at_rows, self._live, strict=True):
-                if len(rows := np.flatnonzero(live)):
-                    yield segment, at[rows], rows
-            return
-        order = np.lexsort((self.row[positions], self.segment[positions]))
-        numbers = self.segment[positions][order]
-        for number, segment in enumerate(self.segments):
-            first, last = np.searchsorted(numbers, [number, number + 1])
-            if first < last:
-                some = order[first:last]
-                yield segment, some, self.row[positions[some]]
+        ends = np.searchsorted(positions, self.firsts)
+        for segment, first, start, stop in zip(self.segments, self.firsts, ends, ends[1:], strict=False):
+            if start < stop:
+                yield segment, slice(start, stop), positions[start:stop] - first
 
-    def best(self, found: Found, documents: Integers, k: int) -> list[Ranked]:
-        """Return the best ``k`` of some documents by their best window, and all that tie with the last of them.
+    def contents(self, positions: Integers) -> Integers:
+        """Return the content of each of some windows, whose positions rise."""
+        found = np.empty(len(positions), dtype=np.int64)
+        for segment, some, rows in self.by_segment(positions):
+            found[some] = segment.windows.contents(rows)
+        return found
 
-        A document none of whose windows was scored is not among the best.
+    def window(self, position: int) -> Window:
+        """Return which window has a position."""
+        number = int(np.searchsorted(self.firsts, position, side="right")) - 1
+        return self.segments[number].windows[position - int(self.firsts[number])]
+
+    def best(self, found: Found, k: int) -> list[Ranked]:
+        """Return the best ``k`` contents by their best window, and all that tie with the last of them.
+
+        Every content has a document: the best k documents have the best k contents.
         """
-        if 4 * len(found.positions) < len(documents):
-            owners = self.owners(found.positions)
-            at = np.minimum(np.searchsorted(documents, owners), len(documents) - 1)
-            documents = owners[documents[at] == owners]
-        first = np.searchsorted(found.positions, self.first[documents])
-        last = np.searchsorted(found.positions, self.last[documents])
-        documents, first, last = (array[first < last] for array in (documents, first, last))
-        if not len(documents):
+        if not len(found.positions):
             return []
-        # Documents may share windows, so their ranges may repeat or not rise: reduceat takes them as pairs, from each
-        # first to the next last, and every second result is of the gap between two documents.
-        padded = np.append(found.scores, np.float32(-np.inf))
-        scores = np.maximum.reduceat(padded, np.stack([first, last], axis=1).ravel())[::2]
+        contents = self.contents(found.positions)
+        starts = np.flatnonzero(first_of_each(contents))
+        scores = np.maximum.reduceat(found.scores, starts)
         if np.isnan(scores).any():
             raise IndexFormatError("a score is not a number: `mbretrieve verify` names the damaged file")
         cut = np.partition(scores, len(scores) - k)[len(scores) - k] if k < len(scores) else -np.inf
+        stops = np.append(starts[1:], len(contents))
         return [
             Ranked(
-                int(documents[i]),
+                int(contents[starts[i]]),
                 float(scores[i]),
-                int(found.positions[first[i] + int(np.argmax(found.scores[first[i] : last[i]]))]),
+                int(found.positions[starts[i] + int(np.argmax(found.scores[starts[i] : stops[i]]))]),
             )
             for i in np.flatnonzero(scores >= cut)
         ]
@@ -181,7 +162,7 @@ class View:
 
 
 def load_view(catalogue: Catalogue) -> View:
-    """Read a generation's windows and documents and map its segments.
+    """Map a generation's segments, and read which of their rows live.
 
     Raises: FileNotFoundError if a writer has dropped one of the segments since; IndexFormatError for what does not fit.
     """
@@ -194,32 +175,4 @@ def load_view(catalogue: Catalogue) -> View:
     for segment in segments:
         # Mapped now: a writer may drop the segment before the first search needs it.
         _ = segment.lists if isinstance(segment, PackedSegment) else segment.near
-    windows = catalogue.windows()
-    content, window, named, row, tokens = windows[:, :5].T
-    keys = np.array([record.key for record in records], dtype=np.int64)
-    number = np.searchsorted(keys, named)
-    if len(windows) and (number.max() >= len(keys) or (keys[number] != named).any()):
-        raise damaged(catalogue.index, "a window is in a segment that is not there")
-    for i, segment in enumerate(segments):
-        rows, lengths = row[number == i], tokens[number == i]
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(segment.offsets) - 1):
-            raise damaged(catalogue.index, "a window is outside its segment")
-        if (segment.offsets[rows + 1] - segment.offsets[rows] != lengths).any():
-            raise damaged(catalogue.index, "a window has not the tokens its segment says")
-    documents = catalogue.integers("SELECT key, content FROM documents ORDER BY key", columns=2)
-    first, last = np.searchsorted(content, documents[:, 1]), np.searchsorted(content, documents[:, 1], side="right")
-    if (first == last).any():
-        raise damaged(catalogue.index, "a document has no window")
-    # Copied: a column of the table would keep the whole of it and be read in leaps.
-    copy = np.ascontiguousarray
-    return View(
-        segments,
-        copy(window),
-        number,
-        copy(row),
-        copy(windows[:, 5:7]),
-        copy(documents[:, 0]),
-        first=first,
-        last=last,
-        by_first=np.argsort(first, kind="stable"),
-    )
+    return View(segments, [catalogue.live(record) for record in records])

@@ -40,7 +40,8 @@ class MiningOptions:
     ``negatives``: how many a pair. ``first`` to ``last``: the ranks they may have, from 1, among the texts that are no
     positives of the query. ``sampling``: the best of the range, or any. ``margin``: a negative scores at most the
     positive's score less this; ``relative_margin``: less this share of it, 0.05 for the 95% of NV-Retriever's
-    TopK-PercPos. ``seed`` is of the sampling.
+    TopK-PercPos. ``seed`` is of the sampling. ``complete``: leave out pairs with fewer negatives, since a loss on
+    scores wants rows of one width.
     """
 
     negatives: int = 7
@@ -50,6 +51,7 @@ class MiningOptions:
     margin: float | None = None
     relative_margin: float | None = None
     seed: int = 0
+    complete: bool = False
 
     def __post_init__(self) -> None:
         if self.negatives < 1:
@@ -78,7 +80,7 @@ class MiningOptions:
 @dataclass(slots=True)
 class MiningReport:
     """What mining did: ``examples`` were written for ``pairs``; ``short`` of them have fewer negatives than were asked
-    for, and pairs ``without`` any are not written. ``rejected`` counts texts that were looked at, by reason."""
+    for, and pairs ``without`` any, or enough, are not written. ``rejected`` counts texts that were looked at."""
 
     pairs: int = 0
     examples: int = 0
@@ -233,8 +235,9 @@ class _Miner:
         report.pairs += len(batch)
         for reason, count in rejected.items():
             report.rejected[reason] += count
-        report.without += sum(not one.chosen for one in work)
-        written = [one for one in work if one.chosen]
+        least = options.negatives if options.complete else 1
+        written = [one for one in work if len(one.chosen) >= least]
+        report.without += len(work) - len(written)
         report.examples += len(written)
         report.negatives += sum(len(one.chosen) for one in written)
         report.short += sum(len(one.chosen) < options.negatives for one in written)

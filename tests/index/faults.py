@@ -63,6 +63,13 @@ def packed_entry(i: int, value: float, source: str | None = None, tokens: int = 
     return replace(plain, vectors=vectors)
 
 
+def flip(file: Path, at: int) -> None:
+    """Change a byte of a file."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 0x55
+    file.write_bytes(content)
+
+
 def everything(index: Any) -> Any:
     """All that can be read from an index, to be compared."""
     queries = [np.eye(4), -np.ones((1, 4))]

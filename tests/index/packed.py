@@ -3,6 +3,7 @@ read from its files with numpy alone."""
 
 import sqlite3
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,13 @@ def held(path: Path) -> dict[str, Windows]:
     """Return each document's windows as an index holds them, (tokens, dim) each: packed ones decoded."""
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}/catalog.sqlite?mode=ro", uri=True)) as database:
         books = dict(database.execute("SELECT key, name FROM codebooks"))
-        segments = {
-            key: _segment(path, name, None if codebook is None else path / "codebooks" / books[codebook])
-            for key, name, codebook in database.execute("SELECT key, name, codebook FROM segments")
-        }
-        found: dict[str, Windows] = {}
-        for id, segment, row in database.execute(
-            "SELECT id, segment, row FROM documents JOIN windows USING (content) ORDER BY id, window"
-        ):
-            tokens, offsets = segments[segment]
-            found.setdefault(id, []).append(tokens[offsets[row] : offsets[row + 1]])
-        return found
+        found: dict[int, Windows] = {}
+        for name, codebook in database.execute("SELECT name, codebook FROM segments"):
+            tokens, offsets = _segment(path, name, None if codebook is None else path / "codebooks" / books[codebook])
+            table = np.load(path / "segments" / name / "windows.npy").tolist()
+            for (content, *_), (start, stop) in zip(table, pairwise(offsets), strict=True):
+                found.setdefault(content, []).append(tokens[start:stop])
+        return {id: found[content] for id, content in database.execute("SELECT id, content FROM documents ORDER BY id")}
 
 
 def _segment(path: Path, name: str, codebook: Path | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -204,7 +204,7 @@ def test_a_damaged_file_is_named_and_made_again(
     fill(tmp_path / "index", vectors).close()
     [segment] = (tmp_path / "index" / "segments").iterdir()
     names = {path.name for path in segment.iterdir()}
-    assert names == {"vectors.npy", *derived.FILES[search]}
+    assert names == {"vectors.npy", "windows.npy", *derived.FILES[search]}
     queries = clustered(60, seed=11)
     with open_index(tmp_path / "index") as index:
         before = index.search(queries, 10)

@@ -121,7 +121,7 @@ def test_a_reader_keeps_its_generation_though_its_segments_are_dropped(path: Pat
 
 @pytest.mark.parametrize("name", WORK)
 def test_killed_at_some_steps_it_holds_the_last_commit_or_the_one_before(path: Path, name: str) -> None:
-    kill(path, name, 40)
+    kill(path, name, 12)
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def update(path: Path, number: int, after: Callable[[Path], None] = lambda path:
 
 
 def test_every_answer_is_of_one_generation_while_a_writer_updates_and_compacts(path: Path) -> None:
-    reading(path, 5)
+    reading(path, 2)
 
 
 @pytest.mark.slow

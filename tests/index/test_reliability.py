@@ -492,7 +492,7 @@ def test_a_search_notices_changed_vectors_among_its_hits(path: Path) -> None:
         ("UPDATE documents SET metadata = '{' WHERE id = 'd2'", "the row of document 'd2' was changed"),
         ("UPDATE contents SET text = 'x' WHERE hash = 'h2-2'", "the text of (content 3|document 'd2') was changed"),
         ("UPDATE sources SET state = '{}'", "the state of a source was changed"),
-        ("UPDATE windows SET row = 0", "a window's row was changed"),
+        ("UPDATE deleted SET rows = zeroblob(length(rows))", "what is deleted of a segment was changed"),
     ],
 )
 def test_a_changed_row_is_neither_read_nor_written_over(path: Path, sql: str, message: str) -> None:

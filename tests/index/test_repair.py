@@ -14,7 +14,7 @@ import pytest
 
 from mbretrieve.errors import IndexBusyError, IndexFormatError
 from mbretrieve.index import DenseIndex, MultiVectorIndex, files, open_index, salvage
-from tests.index.faults import dying_at, entry, in_child, make, make_packed
+from tests.index.faults import dying_at, entry, flip, in_child, make, make_packed
 from tests.index.packed import ALL, held, tiny
 from tests.index.test_packed_reliability import count_steps
 from tests.index.test_reliability import path, state
@@ -44,12 +44,6 @@ def answers(index: Any, ids: set[str]) -> Any:
 def scores(index: Any, ids: set[str]) -> list[dict[str, float]]:
     found = index.search([np.eye(4), -np.ones((1, 4))], 1000, effort=ALL)
     return [{m.id: m.score for m in matches if m.id in ids} for matches in found]
-
-
-def flip(file: Path, at: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[at] ^= 0x55
-    file.write_bytes(content)
 
 
 def cut(file: Path) -> None:
@@ -98,10 +92,14 @@ HARMS: dict[str, tuple[Harm, int | None]] = {
     "a document's id": (sql("UPDATE documents SET id = 'e2' WHERE id = 'd2'"), 1),
     "no text": (sql("DELETE FROM contents WHERE hash = 'h2-2'"), 1),
     "no document": (sql("DELETE FROM documents WHERE id = 'd2'"), 1),
-    "a window": (sql("UPDATE windows SET row = 0 WHERE content = 3 AND window = 1"), 1),
-    "a window's type": (sql("UPDATE windows SET tokens = x'00' WHERE content = 3 AND window = 1"), 1),
-    "no window": (sql("DELETE FROM windows WHERE content = 3"), 1),
-    "no first window": (sql("DELETE FROM windows WHERE content = 3 AND window = 0"), 1),
+    "windows flipped": (one("segments/*/windows.npy", last_byte), 8),
+    "windows cut": (one("segments/*/windows.npy", cut), None),
+    "windows gone": (one("segments/*/windows.npy", Path.unlink), None),
+    "how many windows": (sql("UPDATE contents SET windows = 3 WHERE hash = 'h2-2'"), 1),
+    "what is deleted": (sql("UPDATE deleted SET rows = zeroblob(length(rows))"), 0),
+    "what is deleted, and its type": (sql("UPDATE deleted SET rows = 'x'"), 0),
+    "what is deleted is gone": (sql("DELETE FROM deleted"), 0),
+    "what is deleted of nobody": (sql("INSERT INTO deleted VALUES (99, x'', 0)"), 0),
     "a source": (sql("UPDATE sources SET state = '{}'"), 0),
     "a source's name": (sql("UPDATE sources SET name = 't.py'"), 0),
     "filters": (sql("DELETE FROM metadata WHERE value = 2"), 0),

@@ -200,8 +200,8 @@ class Scripted:
 
 TEXTS = [f"text {number}" for number in range(24)]
 OPTIONS = st.builds(
-    lambda negatives, first, span, sampling, margin, seed: MiningOptions(
-        negatives, first, first + span, sampling, **margin, seed=seed
+    lambda negatives, first, span, sampling, margin, seed, complete: MiningOptions(
+        negatives, first, first + span, sampling, **margin, seed=seed, complete=complete
     ),
     st.integers(1, 6),
     st.integers(1, 9),
@@ -209,6 +209,7 @@ OPTIONS = st.builds(
     st.sampled_from(["top", "random"]),
     st.sampled_from([{}, {"margin": 0.3}, {"margin": -0.2}, {"relative_margin": 0.3}]),
     st.integers(0, 5),
+    st.booleans(),
 )
 
 
@@ -264,6 +265,7 @@ def test_laws_of_choosing(
     assert (report.pairs, report.examples) == (len(known), len(found))
     assert report.examples + report.without == report.pairs
     assert report.negatives == sum(len(row["negatives"]) for row in found)
+    assert not (options.complete and report.short)
     assert report.short == sum(len(row["negatives"]) < options.negatives for row in found)
 
 
