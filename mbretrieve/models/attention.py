@@ -300,12 +300,21 @@ def choose(case: Case) -> Kernel:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, *, window: int | None = None, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: PackedBatch,
+    *,
+    window: int | None = None,
+    dropout: float = 0.0,
+    training: bool = False,
 ) -> Tensor:
     """Attend within each text: ``out[i] = sum_j softmax_j(query[i] @ key[j] / sqrt(head_dim)) value[j]``.
 
     j runs over the attended tokens of i's text, and with ``window`` only over those with ``|i - j| <= window``;
-    a token without any such key gets zeros. Shapes: (T, heads, head_dim) each, and the result, in the same dtype.
+    a token without any such key gets zeros. ``training``: take the kernel that gradients need even where none are asked
+    for, so that a forward with and one without them round alike.
+    Shapes: (T, heads, head_dim) each, and the result, in the same dtype.
     """
     device = query.device
     case = Case(
@@ -315,7 +324,7 @@ def attend(
         head_dim=query.shape[-1],
         unattended=batch.attended is not None,
         dropout=dropout > 0,
-        learning=torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
+        learning=training or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))),
     )
     # A window that no text fills is no limit: the global kernel then needs no mask.
     limit = None if window is None or window >= batch.longest - 1 else window

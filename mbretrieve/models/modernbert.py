@@ -75,7 +75,8 @@ class Attention(nn.Module):
     def mix(self, query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch) -> Tensor:
         """Let tokens attend: three of (T, heads, head_dim) -> (T, hidden)."""
         dropout = self.dropout if self.training else 0.0
-        return attend(query, key, value, batch, window=self.window, dropout=dropout).flatten(1)
+        mixed = attend(query, key, value, batch, window=self.window, dropout=dropout, training=self.training)
+        return mixed.flatten(1)
 
     def output(self, mixed: Tensor) -> Tensor:
         """Bring the heads together: (T, hidden) -> (T, hidden)."""
