@@ -48,9 +48,10 @@ def train(
     loop = Loop(run, say)
     books = Books(run, evaluate, say, progress)
     position, steps, ahead = run.position, run.steps, Ahead(loop.next_step)
+    stop = False
     try:
         with signals() as received:
-            while position.step < steps and not received:
+            while position.step < steps and not stop:
                 step = next(ahead)
                 factor = learning_rate_factor(config.schedule, position.step, steps)
                 set_learning_rate(run.optimizer, factor)
@@ -63,13 +64,14 @@ def train(
                 run.optimizer.zero_grad()
                 position.step, position.tokens, position.data = position.step + 1, position.tokens + tokens, step.data
                 books.log(loss, factor, tokens)
-                if stop and not received:
-                    received.append(signal.SIGTERM)
+                # Stopped by what was agreed on, not by what came since: then a checkpoint is written whenever it comes.
                 books.keep(last=position.step == steps or stop)
     finally:
         ahead.close()
         books.close()
-    return books.finish(received[0] if received and position.step < steps else None)
+    if not stop or position.step == steps:
+        return books.finish(None)
+    return books.finish((received or [signal.SIGTERM])[0])  # the signal may have come to another process
 
 
 class Loop:

@@ -94,8 +94,7 @@ def pretrain(
     for models and checkpoints that do not fit, and if memory ends; MissingExtraError.
     """
     run = _prepare(config, output, resume, say, progress)
-    received: list[int] = []
-    model: MaskedLanguageModel | None = None
+    stopped, model = False, None
     if run.progress is not None:
         run.progress.start("pre-training", config.steps)
         run.progress.advance(run.position.step)
@@ -103,14 +102,16 @@ def pretrain(
         with signals() as received:
             first = int(run.position.data.get("phase", 0))
             for index in range(first, len(config.phase)):
-                model = _Phase(run, index).train(received)
-                if received:
+                phase = _Phase(run, index)
+                stopped, model = phase.train(received), phase.saved.model
+                if stopped:
                     break
     finally:
         if run.progress is not None:
             run.progress.finish()
-    _finish(run, model, bool(received))
-    return Outcome(run.position.step, config.steps, run.position.tokens, received[0] if received else None, {})
+    _finish(run, None if stopped else model)
+    number = (received or [signal.SIGTERM])[0] if stopped else None  # the signal may have come to another process
+    return Outcome(run.position.step, config.steps, run.position.tokens, number, {})
 
 
 def _prepare(
@@ -141,16 +142,15 @@ def _prepare(
     return _Run(config, output, accelerator, store, start, position, say, progress if main else None)
 
 
-def _finish(run: _Run, model: MaskedLanguageModel | None, stopped: bool) -> None:
-    """Draw the curves, and if the run is done put the model in its place."""
+def _finish(run: _Run, model: MaskedLanguageModel | None) -> None:
+    """Draw the curves, and if the run is done put its model in its place."""
     if run.main:
         try:
             write_curves(run.output, "evaluations.jsonl")
         except MissingExtraError as error:
             run.say(str(error))
-        if not stopped:
-            if model is not None:
-                model.save(run.output, run.start.tokenizer, run.facts)
+        if model is not None:
+            model.save(run.output, run.start.tokenizer, run.facts)
             shutil.rmtree(run.output / TOKENS, ignore_errors=True)
     run.accelerator.wait_for_everyone()
 
@@ -191,15 +191,18 @@ class _Phase:
         self.log = Log(run.output, run.position.step) if run.main else None
         self.since, self.tokens = time.perf_counter(), 0
 
-    def train(self, received: list[int]) -> MaskedLanguageModel:
-        """Take the phase's steps, and return the model; a signal ends it early, with a checkpoint written."""
-        run, total = self.run, self.phase.total_steps
+    def train(self, received: list[int]) -> bool:
+        """Take the phase's steps; return whether a signal to any of the processes ended the run before its last.
+
+        They agree on it in each step, so a checkpoint is written whenever the signal comes.
+        """
+        run, total, stop = self.run, self.phase.total_steps, False
         if not self.done:
             run.say(f"phase {self.phase.name}: {total} steps at {self.phase.length} tokens")
-        while self.done < total and not received:
+        while self.done < total and not stop:
             factor = self.peak * learning_rate_factor(self._schedule, self.done, total)
             set_learning_rate(self.optimizer, factor)
-            loss, tokens, stop = self._gradients(bool(received))
+            loss, tokens, stop = self._gradients(received)
             norm = run.accelerator.clip_grad_norm_(
                 self.model.parameters(), run.config.optimizer.max_grad_norm or math.inf
             )
@@ -211,21 +214,19 @@ class _Phase:
             run.position.step, run.position.tokens = run.position.step + 1, run.position.tokens + tokens
             run.position.data = {"phase": self.index, "step": self.done, "packing": self.steps.state()}
             self._count(loss, factor, tokens)
-            if stop and not received:
-                received.append(signal.SIGTERM)
             every = run.config.run.save_every
             if self.done == total or stop or (every is not None and run.position.step % every == 0):
                 self._save()
-        return self.saved.model
+        return stop and run.position.step < run.config.steps
 
-    def _gradients(self, stop: bool) -> tuple[float, int, bool]:
+    def _gradients(self, received: list[int]) -> tuple[float, int, bool]:
         """Add the gradient of a step's loss; return the loss, all processes' tokens, and whether one is to stop."""
         accelerator, step = self.run.accelerator, self.done
         ranks, device = accelerator.num_processes, accelerator.device
         pieces = self.steps.draw(step)
         numbers = range(accelerator.process_index, len(pieces), ranks)
         own = [self.steps.masked(step, number, pieces[number]) for number in numbers]
-        counts = [sum(len(part.labels) for part in own), sum(len(part.inputs) for part in own), int(stop)]
+        counts = [sum(len(part.labels) for part in own), sum(len(part.inputs) for part in own), int(bool(received))]
         guessed, tokens, stopped = accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
         batches = micro_batches(own, self.run.config.run.token_budget, device)
         total = torch.zeros((), device=device)

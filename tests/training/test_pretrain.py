@@ -140,12 +140,12 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
     config = recipe(texts, run={"log_every": 1, "token_budget": 128, "save_every": 1, "keep": 20})
     count, real = 0, room._Phase._gradients
 
-    def cut_off(phase: Any, stop: bool) -> Any:
+    def cut_off(phase: Any, received: list[int]) -> Any:
         nonlocal count
         count += 1
         if count == at + 1:
             raise KeyboardInterrupt  # as a second Ctrl-C, between two checkpoints
-        return real(phase, stop)
+        return real(phase, received)
 
     monkeypatch.setattr(room._Phase, "_gradients", cut_off)
     with pytest.raises(KeyboardInterrupt):
@@ -163,16 +163,17 @@ def test_a_signal_stops_with_a_checkpoint_from_which_it_goes_on(
 ) -> None:
     real = room._Phase._gradients
 
-    def signalled(phase: Any, stop: bool) -> Any:
-        if phase.run.position.step == 4:
+    def signalled(phase: Any, received: list[int]) -> Any:
+        found = real(phase, received)
+        if phase.run.position.step == 2:  # when the processes have just agreed to go on
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(phase, stop)
+        return found
 
     monkeypatch.setattr(room._Phase, "_gradients", signalled)
     stopped = pretrain(recipe(texts), tmp_path / "run")
     monkeypatch.undo()
-    assert (stopped.stopped, stopped.step) == (signal.SIGTERM, 5)
-    assert (tmp_path / "run" / "checkpoints" / "step-00000005" / "model.safetensors").is_file()
+    assert (stopped.stopped, stopped.step) == (signal.SIGTERM, 4)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors").is_file()
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert pretrain(recipe(texts), tmp_path / "run", resume=True).stopped is None
     whole, resumed = tensors(done), tensors(tmp_path / "run")
