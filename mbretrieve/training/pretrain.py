@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from mbretrieve.errors import DataError, MissingExtraError, ModelError
 from mbretrieve.models.card import DataSource, TrainingFacts
 from mbretrieve.models.device import resolve_dtype
+from mbretrieve.models.tokenizer import Tokenizer
 from mbretrieve.training import state
 from mbretrieve.training.curves import Log, write_curves
 from mbretrieve.training.masked_lm import MaskedLanguageModel
@@ -41,7 +42,7 @@ from mbretrieve.training.running import (
 )
 from mbretrieve.training.schedule import learning_rate_factor
 from mbretrieve.training.state import Position
-from mbretrieve.training.token_store import TokenStore
+from mbretrieve.training.token_store import TokenStore, identity
 from mbretrieve.types import Progress
 
 TOKENS = "tokens"
@@ -123,23 +124,31 @@ def _prepare(
     torch.manual_seed(config.run.seed)
     position = Position()
     if found is not None:
-        start = resume(found)
         position = Position(**state.read_record(found)["position"])
         say(f"going on from {found} after {position.step} of {config.steps} steps")
-    else:
-        start = begin(config)
     folder = output / TOKENS
     if main:
+        start = begin(config) if found is None else resume(found)
+        _check_texts(config, start, position)
         output.mkdir(parents=True, exist_ok=True)
         (output / RECIPE).write_text(config.to_toml(), "utf-8")
-        store = TokenStore.open(folder, config.text, start.tokenizer, resumed=found is not None)
+        store = TokenStore.open(folder, config.text, start.tokenizer)
         for line in store.skipped:
             say(f"left out {line}")
     accelerator.wait_for_everyone()
     if not main:
+        start = begin(config, Tokenizer.load(folder)) if found is None else resume(found)
         store = TokenStore(folder)
     say(f"{len(store.lengths):,} texts of {int(store.lengths.sum()):,} tokens")
     return _Run(config, output, accelerator, store, start, position, say, progress if main else None)
+
+
+def _check_texts(config: PretrainConfig, start: Start, position: Position) -> None:
+    if position.data.get("texts", identity(config.text, start.tokenizer)) != identity(config.text, start.tokenizer):
+        raise DataError(
+            f"the texts of {', '.join(source.path for source in config.text)} are not those that the run began with: "
+            "put them back, or begin anew without --resume"
+        )
 
 
 def _finish(run: _Run, model: MaskedLanguageModel | None) -> None:
@@ -212,7 +221,8 @@ class _Phase:
             self.optimizer.zero_grad()
             self.done += 1
             run.position.step, run.position.tokens = run.position.step + 1, run.position.tokens + tokens
-            run.position.data = {"phase": self.index, "step": self.done, "packing": self.steps.state()}
+            packing, texts = self.steps.state(), run.store.identity
+            run.position.data = {"phase": self.index, "step": self.done, "packing": packing, "texts": texts}
             self._count(loss, factor, tokens)
             every = run.config.run.save_every
             if self.done == total or stop or (every is not None and run.position.step % every == 0):

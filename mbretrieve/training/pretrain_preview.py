@@ -49,7 +49,7 @@ def preview(config: PretrainConfig) -> PretrainPreview:
     model = start.model(config.phase[0])
     sources = [replace(source, limit=min(_SAMPLE, source.limit or _SAMPLE)) for source in config.text]
     with tempfile.TemporaryDirectory(prefix="mbretrieve-") as name:
-        store = TokenStore.open(Path(name) / "tokens", sources, start.tokenizer, resumed=False)
+        store = TokenStore.open(Path(name) / "tokens", sources, start.tokenizer)
         steps = PhaseSteps(config, 0, store, start.tokenizer)
         sequence = steps.masked(0, 0, steps.draw(0)[0])
         whole = sequence.inputs.copy()

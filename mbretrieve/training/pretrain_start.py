@@ -37,20 +37,23 @@ class Start:
         return MaskedLanguageModel(in_phase(self.config, phase), self.state)
 
 
-def begin(config: PretrainConfig) -> Start:
-    """Do what a recipe's [tokenizer], [start] and [model] say. Raises: DataError and ModelError, as loading does."""
+def begin(config: PretrainConfig, tokenizer: Tokenizer | None = None) -> Start:
+    """Do what a recipe's [tokenizer], [start] and [model] say, but for a ``tokenizer`` that is there already.
+
+    Raises: DataError and ModelError, as reading texts and loading models do.
+    """
     wanted = config.start.model
     if wanted is None:
-        tokenizer = _tokenizer(config)
+        tokenizer = tokenizer or _tokenizer(config)
         size = -(-tokenizer.size // _MULTIPLE) * _MULTIPLE
         drawn = {"model_type": "modernbert", "vocab_size": size, "pad_token_id": tokenizer.role_id("pad_token")}
         return Start(tokenizer, ModernBertConfig.from_dict({**drawn, **config.model.sizes()}), None)
     folder = find(wanted)
-    tokenizer, saved, state = open_model(folder)
+    own, saved, state = open_model(folder)
     if not config.start.tile:
-        return Start(tokenizer, saved, state)
+        return Start(own, saved, state)
     large = grown(saved, config.model.sizes())
-    return Start(tokenizer, large, tile(saved, state, large))
+    return Start(own, large, tile(saved, state, large))
 
 
 def resume(folder: Path) -> Start:

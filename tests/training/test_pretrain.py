@@ -266,7 +266,7 @@ def test_two_sources_come_as_often_as_they_say(texts: Path, tmp_path: Path) -> N
     rows = [{"name": "a", "path": str(texts), "limit": 100, "repeat": 2.5}, {"name": "b", "path": str(texts)}]
     config = recipe(texts, text=rows)
     tokenizer = begin(config).tokenizer
-    store = TokenStore.open(tmp_path / "tokens", config.text, tokenizer, resumed=False)
+    store = TokenStore.open(tmp_path / "tokens", config.text, tokenizer)
     assert (store.sources["a"], store.sources["b"]) == (range(100), range(100, 400))
     order = PhaseSteps(config, 0, store, tokenizer)._order(0)
     counts = np.bincount(order, minlength=400)
@@ -316,6 +316,9 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_texts(texts: Path, done: Pat
     copied.write_text(gzip.decompress(texts.read_bytes()).decode(), "utf-8")
     config = recipe(copied)
     pretrain(config, run)
+    before = tensors(run)
+    pretrain(config, run, resume=True)  # a run that is done is done again at once
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(run).items())
     shutil.rmtree(run / "checkpoints" / "step-00000010")
     copied.write_text('{"text": "another"}\n', "utf-8")
     with pytest.raises(DataError, match="are not those that the run began with"):
