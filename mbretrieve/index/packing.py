@@ -185,7 +185,8 @@ def merge(
                 lengths = segment.offsets[some + 1] - segment.offsets[some]
                 at = _places(segment.offsets, some)
                 writer.append(segment.assignments[at], segment.codes[at], lengths, segment.windows.table[some])
-        merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory)
+        # What is mapped, and what the build left behind, wants its share of the memory, too.
+        merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory // 4)
         return Written(writer.name, writer.rows, writer.tokens, writer.finish())
     finally:
         writer.close()
