@@ -3,7 +3,7 @@
 import click
 
 from mbretrieve import __version__
-from mbretrieve.cli import bench, compact, delete, evaluate, index, mine, repair, search, status, verify
+from mbretrieve.cli import bench, compact, delete, evaluate, index, mine, repair, search, status, train, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -17,6 +17,6 @@ def app() -> None:
     """
 
 
-COMMANDS = (index, search, status, delete, verify, repair, compact, evaluate, bench, mine)
+COMMANDS = (index, search, status, delete, verify, repair, compact, evaluate, bench, mine, train)
 for module in COMMANDS:
     app.add_command(module.command)

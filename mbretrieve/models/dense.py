@@ -10,7 +10,28 @@ from torch import Tensor
 from mbretrieve import scoring
 from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
 from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.models.settings import Pooling, Settings
 from mbretrieve.types import FloatArray, Kind
+
+
+def first_pooled(settings: Settings, frame: Frame) -> int:
+    """Return the place of a text's first token that counts.
+
+    A model that leaves its prompt out of the pooling leaves out all that is in front of it, too.
+    """
+    prompted = bool(frame.side.prompt or frame.side.marker) and not settings.include_prompt
+    return len(frame.head) + frame.prompt_tokens if prompted else 0
+
+
+def pool_states(states: Tensor, lengths: Sequence[int], first: int, pooling: Pooling | None) -> Tensor:
+    """Pool each text of a stream, without its ``first`` tokens: (T, hidden) -> (B, hidden), ``lengths`` summing to T.
+
+    The first token's state for ``cls``, else the mean, which is taken in float32.
+    """
+    texts = torch.split(states, list(lengths))
+    if pooling == "cls":
+        return torch.stack([rows[first] for rows in texts])
+    return torch.stack([rows[first:].float().mean(dim=0).to(rows.dtype) for rows in texts])
 
 
 class DenseEncoder(TextEncoder):
@@ -52,15 +73,11 @@ class DenseEncoder(TextEncoder):
     def pool(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
         """Run prepared texts through backbone, pooling and projection: (B, width), neither truncated nor scaled."""
         settings = self._checkpoint.settings
-        # A model that leaves its prompt out of the pooling leaves out all that is in front of it, too.
-        prompted = bool(frame.side.prompt or frame.side.marker) and not settings.include_prompt
-        first = len(frame.head) + frame.prompt_tokens if prompted else 0
-        states = torch.split(self.hidden_states(batch, frame), [len(text.ids) for text in batch])
-        if settings.pooling == "cls":
-            pooled = torch.stack([rows[first] for rows in states])
-        else:
-            pooled = torch.stack([rows[first:].float().mean(dim=0).to(rows.dtype) for rows in states])
-        vectors: Tensor = self.projection(pooled)
+        states = self.hidden_states(batch, frame)
+        first = first_pooled(settings, frame)
+        vectors: Tensor = self.projection(
+            pool_states(states, [len(text.ids) for text in batch], first, settings.pooling)
+        )
         return vectors
 
     def _score(self, query: FloatArray, documents: FloatArray) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mbretrieve.errors import ModelError
 from mbretrieve.models.attention import PackedBatch, attend
@@ -32,10 +33,26 @@ _CHUNK = 512
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its weights to ``ModernBert``: torch's own draw costs more than loading a checkpoint."""
+    """nn.Linear that computes in its input's dtype: in training the weights are float32 and the stream is bfloat16.
+
+    It leaves its weights to ``ModernBert``: torch's own draw costs more than loading a checkpoint.
+    """
 
     def reset_parameters(self) -> None:
         """Draw nothing."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Project each token: (T, in) -> (T, out)."""
+        return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
+
+
+class Norm(nn.LayerNorm):
+    """nn.LayerNorm that computes in its input's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise each token: (T, hidden) -> (T, hidden)."""
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, self.weight.to(input.dtype), bias, self.eps)
 
 
 class Embeddings(nn.Module):
@@ -143,11 +160,17 @@ def by_chunks(function: Callable[..., tuple[Tensor, ...]], *streams: Tensor) -> 
 
 
 class ModernBert(nn.Module):
-    """The backbone, with the weights of ``state`` (see ``load_state``), or with random ones to train from."""
+    """The backbone, with the weights of ``state`` (see ``load_state``), or with random ones to train from.
+
+    Two attributes are for training: ``stream_dtype``, that of the arithmetic if not the weights' own, and
+    ``checkpointing``, which keeps only each layer's input for the backward and computes the rest again.
+    """
 
     def __init__(self, config: ModernBertConfig, state: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.config = config
+        self.stream_dtype: torch.dtype | None = None
+        self.checkpointing = False
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = _norm(config)
@@ -162,18 +185,21 @@ class ModernBert(nn.Module):
         """Encode a packed stream: the texts' tokens one after another.
 
         Shapes: input_ids (T,) int64 on the model's device; lengths (B,), tokens a text, summing to T, on the CPU;
-        attended (T,) bool or None -> (T, hidden_size) in the model's dtype. A token with ``attended`` False gets its
+        attended (T,) bool or None -> (T, hidden_size) in the stream's dtype. A token with ``attended`` False gets its
         own hidden state but is nobody's key. Raises: ValueError if lengths do not sum to T or one is below 1.
         """
         counts: list[int] = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
         if sum(counts) != len(input_ids):
             raise ValueError(f"lengths sum to {sum(counts)}, expected the stream's {len(input_ids)} tokens")
-        x: Tensor = self.embeddings(input_ids)
+        x: Tensor = self.embeddings(input_ids).to(self.stream_dtype)
         dtype = _matmul_dtype(x)
         batch = PackedBatch(counts, device=x.device, dtype=dtype, attended=attended)
         rotations = {kind: rotary.at(batch.positions, batch.longest, dtype) for kind, rotary in self._rotary.items()}
         for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
-            x = layer(x, batch, rotations[kind])
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, batch, rotations[kind], use_reentrant=False)
+            else:
+                x = layer(x, batch, rotations[kind])
         out: Tensor = self.final_norm(x)
         return out
 
@@ -265,5 +291,5 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _norm(config: ModernBertConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+def _norm(config: ModernBertConfig) -> Norm:
+    return Norm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)

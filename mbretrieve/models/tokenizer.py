@@ -80,8 +80,7 @@ class Tokenizer:
     def save(self, folder: Path, markers: Sequence[str] = ()) -> None:
         """Write tokenizer.json and tokenizer_config.json; ``markers`` are made tokens that text is split at."""
         folder.mkdir(parents=True, exist_ok=True)
-        backend = Backend.from_str(self._backend.to_str())
-        backend.add_special_tokens([AddedToken(m, normalized=False) for m in markers if self.as_marker(m) is None])
+        backend = self.with_markers(markers)._backend
         (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
         # Roles as strings: how their tokens match stands in tokenizer.json, and transformers refuses plain records.
         config = {key: value for key, value in self.config.items() if key not in _NOT_KEPT} | self.roles
@@ -89,6 +88,12 @@ class Tokenizer:
         if config.get("tokenizer_class") in (None, "TokenizersBackend"):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_json(folder / "tokenizer_config.json", config)
+
+    def with_markers(self, markers: Sequence[str]) -> "Tokenizer":
+        """Return the tokenizer with ``markers`` among its tokens, whole; a marker that is new gets the next free id."""
+        backend = Backend.from_str(self._backend.to_str())
+        backend.add_special_tokens([AddedToken(m, normalized=False) for m in markers if self.as_marker(m) is None])
+        return Tokenizer(backend, self.config)
 
     @property
     def size(self) -> int:

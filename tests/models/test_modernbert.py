@@ -186,6 +186,32 @@ def test_autocast_gives_the_bfloat16_result() -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+def test_a_bfloat16_stream_trains_float32_weights() -> None:
+    oracle = theirs()
+    model, ids = ours(oracle), texts(LENGTHS)
+    model.stream_dtype = torch.bfloat16
+    states = got(model, ids)
+    states.float().sum().backward()
+    assert states.dtype == torch.bfloat16
+    assert torch.cosine_similarity(states.float(), expected(oracle, ids), dim=-1).min() >= 0.999
+    for parameter in model.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+
+
+def test_what_is_computed_again_in_the_backward_is_what_was_computed() -> None:
+    grads = []
+    for checkpointing in (False, True):
+        model = ours(theirs(attention_dropout=0.2, mlp_dropout=0.2)).train()
+        model.checkpointing = checkpointing
+        torch.manual_seed(0)
+        got(model, texts(SHORT)).pow(2).sum().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for kept, again in zip(*grads, strict=True):
+        assert torch.equal(kept, again)
+
+
 @pytest.mark.parametrize("key", ["embedding_dropout", "attention_dropout", "mlp_dropout"])
 def test_dropout_is_for_training_only(key: str) -> None:
     oracle = theirs(**{key: 0.5})

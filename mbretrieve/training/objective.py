@@ -1,0 +1,215 @@
+"""What a step makes small: from the representations of its texts to scores, and from scores to one loss.
+
+A step's texts are numbered: its queries from 0, and its documents in the order of the examples, each one's positive
+first and its negatives behind it. Numbers, not places, say what belongs together, so that the loss does not depend on
+how the texts were cut into micro-batches or spread over processes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mbretrieve.errors import DataError
+from mbretrieve.scoring import cosine, maxsim_packed
+from mbretrieve.training import losses
+from mbretrieve.training.config import TrainConfig
+from mbretrieve.training.data import Example, duplicates
+from mbretrieve.training.student import Encoded, Student
+from mbretrieve.types import Kind
+
+_MOST_SCALE = 100.0  # CLIP's bound of a learned scale
+
+
+class Teacher(Protocol):
+    """What gives the vectors that embedding distillation learns."""
+
+    @property
+    def dim(self) -> int:
+        """The numbers in each vector."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Encode texts: (n, dim) float32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """What is known of a step's texts beside the texts, by their numbers.
+
+    ``starts`` (Q + 1,) int64: the documents of query q are ``starts[q]`` to ``starts[q + 1]``, its positive first;
+    ``excluded`` (Q, D) bool: documents that are no negatives of a query; ``scores`` the teacher's for each query's
+    documents, or None.
+    """
+
+    starts: Tensor
+    excluded: Tensor
+    scores: list[tuple[float, ...]] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Representations:
+    """All that was made of some texts of a step: tensors as in ``Encoded``, and which texts' they are.
+
+    ``query_rows`` and ``document_rows`` count each text's rows; ``query_ids`` and ``document_ids`` are the texts'
+    numbers, in the order in which they lie. ``query_teacher`` (Q, dim) and ``document_teacher`` (D, dim) are the
+    teacher's vectors for them, or None.
+    """
+
+    encoded: Encoded
+    query_rows: list[int]
+    document_rows: list[int]
+    query_ids: list[int]
+    document_ids: list[int]
+    query_teacher: Tensor | None = None
+    document_teacher: Tensor | None = None
+
+
+def targets(examples: Sequence[Example]) -> Targets:
+    """Number the texts of a step. Raises: DataError if some examples have a teacher's scores and others none."""
+    counts = torch.tensor([0, *(1 + len(example.negatives) for example in examples)])
+    excluded = torch.from_numpy(duplicates(examples))
+    scores = [example.scores for example in examples if example.scores is not None]
+    if scores and len(scores) < len(examples):
+        raise DataError(
+            f"{len(scores)} of {len(examples)} examples of a batch have teacher scores, expected all or none"
+        )
+    return Targets(counts.cumsum(0), excluded, scores or None)
+
+
+class Objective(nn.Module):
+    """The loss of a recipe, with the parameters it learns beside the model's: temperatures, the map to a teacher."""
+
+    def __init__(self, config: TrainConfig, student: Student, teacher_dim: int | None = None) -> None:
+        super().__init__()
+        self.config = config.loss
+        self._check(student)
+        self._weights: dict[Kind, float] = {}
+        if student.late:
+            self._weights["colbert"] = config.loss.late_weight if student.pooled else 1.0
+        if student.pooled:
+            self._weights["dense"] = config.loss.dense_weight if student.late else 1.0
+        self._widths: dict[Kind, int] = {"colbert": student.width, "dense": student.pooled_width}
+        self._normalizes: dict[Kind, tuple[bool, bool]] = {kind: student.normalizes(kind) for kind in self._weights}
+        for kind in self._weights:
+            scale = torch.tensor(-math.log(config.temperature(kind)))
+            if config.loss.learn_temperature:
+                self.register_parameter(f"log_scale_{kind}", nn.Parameter(scale))
+            else:
+                self.register_buffer(f"log_scale_{kind}", scale, persistent=False)
+        mapped = teacher_dim is not None and config.loss.distillation == "cosine"
+        self.to_teacher = nn.Linear(student.pooled_width, teacher_dim, bias=False) if mapped and teacher_dim else None
+
+    @property
+    def spans_examples(self) -> bool:
+        """Whether the loss of one example depends on the others of its step: else it is a mean over examples."""
+        return self.config.name == "infonce" or self.config.teacher is not None
+
+    def scale(self, kind: Kind) -> Tensor:
+        """1 / temperature, as it is now."""
+        scale: Tensor = getattr(self, f"log_scale_{kind}").exp()
+        return scale.clamp(max=_MOST_SCALE) if self.config.learn_temperature else scale
+
+    def forward(self, found: Representations, wanted: Targets) -> Tensor:
+        """Return the loss of a step, a scalar: each head's, weighted, at each width, and distillation."""
+        parts = [weight * self._head(kind, found, wanted) for kind, weight in self._weights.items()]
+        if found.query_teacher is not None and found.document_teacher is not None:
+            parts.append(self.config.distillation_weight * self._distillation(found))
+        return torch.stack(parts).sum()
+
+    def _check(self, student: Student) -> None:
+        if self.config.teacher is not None and not student.pooled:
+            raise DataError(
+                "loss.teacher gives a vector a text, and kind is 'colbert', with one a token: expected dense or joint"
+            )
+        widest = max(student.width if student.late else 0, student.pooled_width if student.pooled else 0)
+        if wide := [width for width in self.config.matryoshka if width > widest]:
+            raise DataError(f"loss.matryoshka has {wide[0]}, expected widths up to the vectors' {widest}")
+
+    def _head(self, kind: Kind, found: Representations, wanted: Targets) -> Tensor:
+        """One head's loss at the recipe's widths and at its own."""
+        full = self._widths[kind]
+        weights = dict(zip(self.config.matryoshka, self.config.matryoshka_weights, strict=False))
+        widths = [*(width for width in self.config.matryoshka if width < full), full]
+        if self.config.name == "infonce":
+            score = partial(self._all_scores, kind, found)
+            loss = partial(self._contrastive, kind, found, wanted)
+        else:
+            score = partial(self._own_scores, kind, found, wanted)
+            loss = partial(self._taught, kind, found, wanted)
+        return losses.matryoshka(score, loss, widths, [weights.get(width, 1.0) for width in widths])
+
+    def _sides(self, kind: Kind, found: Representations, width: int) -> tuple[Tensor, Tensor]:
+        """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched."""
+        encoded = found.encoded
+        pairs: dict[Kind, tuple[Tensor | None, Tensor | None]] = {
+            "colbert": (encoded.query_rows, encoded.document_rows),
+            "dense": (encoded.query_vectors, encoded.document_vectors),
+        }
+        cut = [side[:, :width] for side in pairs[kind] if side is not None]
+        queries, documents = (
+            F.normalize(side, dim=1) if scaled else side
+            for side, scaled in zip(cut, self._normalizes[kind], strict=True)
+        )
+        return queries, documents
+
+    def _all_scores(self, kind: Kind, found: Representations, width: int) -> Tensor:
+        """Every query with every document, (Q, D), as they lie."""
+        queries, documents = self._sides(kind, found, width)
+        if kind == "dense":
+            return cosine(queries, documents)
+        return maxsim_packed(queries, found.query_rows, documents, found.document_rows)
+
+    def _contrastive(self, kind: Kind, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
+        device = scores.device
+        queries, documents = torch.tensor(found.query_ids), torch.tensor(found.document_ids)
+        place = torch.empty(int(wanted.starts[-1]), dtype=torch.int64).fill_(-1)
+        place[documents] = torch.arange(len(documents))
+        return losses.info_nce(
+            scores,
+            place[wanted.starts[queries]].to(device),
+            scale=self.scale(kind).to(device),
+            excluded=wanted.excluded[queries][:, documents].to(device),
+            symmetric=self.config.symmetric,
+        )
+
+    def _own_scores(self, kind: Kind, found: Representations, wanted: Targets, width: int) -> Tensor:
+        """Each query with its own documents, (Q, N), the positive first."""
+        queries, documents = self._sides(kind, found, width)
+        dense = kind == "dense"
+        query_texts = torch.split(queries, [1] * len(queries) if dense else found.query_rows)
+        document_texts = torch.split(documents, [1] * len(documents) if dense else found.document_rows)
+        places = {number: place for place, number in enumerate(found.document_ids)}
+        rows = []
+        for number, query in zip(found.query_ids, query_texts, strict=True):
+            own = range(int(wanted.starts[number]), int(wanted.starts[number + 1]))
+            texts = [document_texts[places[document]] for document in own]
+            lengths, all_rows = [len(text) for text in texts], torch.cat(texts)
+            rows.append(cosine(query, all_rows) if dense else maxsim_packed(query, [len(query)], all_rows, lengths))
+        if len({row.shape[1] for row in rows}) > 1:
+            raise DataError(
+                f"loss.name is {self.config.name!r} and the examples of a batch have unlike numbers of negatives: "
+                "set data.negatives"
+            )
+        return torch.cat(rows)
+
+    def _taught(self, kind: Kind, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
+        if wanted.scores is None:
+            raise DataError(f"loss.name is {self.config.name!r}, and the examples have no teacher scores")
+        teacher = torch.tensor([wanted.scores[number] for number in found.query_ids]).to(scores)
+        if self.config.name == "kl":
+            return losses.kl_distillation(scores, teacher, scale=self.scale(kind))
+        return losses.margin_mse(scores * self.scale(kind), teacher)
+
+    def _distillation(self, found: Representations) -> Tensor:
+        student = torch.cat(
+            [side for side in (found.encoded.query_vectors, found.encoded.document_vectors) if side is not None]
+        )
+        teacher = torch.cat([side for side in (found.query_teacher, found.document_teacher) if side is not None])
+        if self.config.distillation == "relational":
+            return losses.relational_distillation(student, teacher)
+        return losses.cosine_distillation(student if self.to_teacher is None else self.to_teacher(student), teacher)

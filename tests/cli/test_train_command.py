@@ -1,0 +1,142 @@
+"""``mbretrieve train`` as a user types it: a run, killed and resumed, its model loaded elsewhere, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mbretrieve import ColBERT
+
+from .conftest import Command, one_line
+
+pytest.importorskip("accelerate")
+
+RECIPE = """
+[model]
+query_length = 16
+document_length = 24
+dtype = "float32"
+
+[[data]]
+path = "{data}"
+
+[loss]
+temperature = 0.5
+
+[run]
+steps = 3
+batch_size = 4
+log_every = 1
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rows = [
+        {"query": f"how to sort list {number}", "positive": f"def sort_{number}(items): return sorted(items)"}
+        for number in range(24)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(data=data.as_posix()), "utf-8")
+    return path
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+
+def test_a_run_leaves_a_model_that_sentence_transformers_loads(
+    recipe: Path, tmp_path: Path, mbretrieve: Command
+) -> None:
+    from sentence_transformers import MultiVectorEncoder
+
+    out = tmp_path / "model"
+    done = mbretrieve("train", recipe, "--output", out, "optimizer.lr=1e-3")
+    assert done.status == 0, done.err
+    assert "lr = 0.001" in done.out
+    assert "steps = 3" in done.out
+    lines = log(out)
+    assert [set(line) for line in lines] == [{"step", "tokens", "loss", "lr", "tokens_per_second"}] * 3
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    texts = ["def sort_1(items): return sorted(items)"]
+    ours = ColBERT.from_pretrained(out, device="cpu", dtype="float32").encode_documents(texts)[0]
+    theirs = MultiVectorEncoder(str(out), device="cpu").encode_document(texts, convert_to_numpy=True)[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert "optimizer" in (out / "README.md").read_text("utf-8")
+    again = one_line(mbretrieve_error(mbretrieve, recipe, out))
+    assert "not empty" in again
+
+
+def mbretrieve_error(mbretrieve: Command, recipe: Path, out: Path) -> object:
+    done = mbretrieve("train", recipe, "--output", out)
+    return done._replace(out="")  # the recipe, which is printed first
+
+
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(recipe: Path, tmp_path: Path, mbretrieve: Command) -> None:
+    settings = ["run.steps=400", "run.save_every=300"]
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "mbretrieve", "train", str(recipe), "--output", str(out), *settings]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    deadline = time.monotonic() + 120
+    while len(log(out)) < 2 and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM, errors
+    assert "--resume goes on" in errors
+    stopped = len(log(out))
+    assert 2 <= stopped < 400
+    short = [f"run.steps={stopped + 3}"]
+    changed = mbretrieve("train", recipe, "--output", out, "--resume", *short)
+    assert changed.status == 1
+    assert "run.steps was 400" in changed.err
+
+
+def test_a_stopped_run_resumes_bit_for_bit(recipe: Path, tmp_path: Path, mbretrieve: Command) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = ["run.steps=6", "run.save_every=2", "run.keep=5"]
+    assert mbretrieve("train", recipe, "--output", whole, *settings).status == 0
+    assert mbretrieve("train", recipe, "--output", parts, *settings).status == 0
+    for step in (4, 6):  # as if it had been killed in step 3
+        checkpoint = parts / "checkpoints" / f"step-{step:08d}"
+        (checkpoint / "training.json").unlink()
+    done = mbretrieve("train", recipe, "--output", parts, "--resume", *settings)
+    assert done.status == 0, done.err
+    assert [line["loss"] for line in log(parts)] == [line["loss"] for line in log(whole)]
+    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_dry_run_shows_and_writes_nothing(recipe: Path, tmp_path: Path, mbretrieve: Command) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = mbretrieve("train", recipe, "--dry-run")
+    assert done.status == 0, done.err
+    for words in ("steps", "tokens", "memory", "how to sort list", "def sort_"):
+        assert words in done.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["optimizer.lrr=1"], "lr"),
+        (["model.start=nowhere/at/all"], "nowhere"),
+        (["run.steps=0"], "steps"),
+        (["run.trackers=['nothing']"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_line(
+    settings: list[str], words: str, recipe: Path, tmp_path: Path, mbretrieve: Command
+) -> None:
+    done = mbretrieve("train", recipe, "--output", tmp_path / "out", *settings)
+    assert done.status == 1
+    assert done.err.count("\n") == 1, done.err
+    assert words in done.err

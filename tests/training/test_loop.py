@@ -1,0 +1,263 @@
+"""Laws of the loop: neither token budget nor number of processes changes a step, and a run that goes on is the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import small
+
+from mbretrieve.errors import DataError, ModelError
+from mbretrieve.models.colbert import ColBERT
+from mbretrieve.models.dense import DenseEncoder
+from mbretrieve.training import loop, state
+from mbretrieve.training.config import TrainConfig
+from mbretrieve.training.setup import CHECKPOINTS, prepare
+
+from .runs import losses, pairs, recipe
+
+pytest.importorskip("accelerate")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.pylate(tmp_path_factory.mktemp("model") / "pylate", do_query_expansion=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pairs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pairs(tmp_path_factory.mktemp("scored"), negatives=True)
+
+
+@pytest.fixture(scope="module")
+def teacher(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "dense"
+    DenseEncoder.from_pretrained(start, device="cpu", dtype="float32").save_pretrained(folder)
+    return folder
+
+
+SCORED: dict[str, Any] = {"format": "tuples", "columns": {"scores": "scores"}}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "late interaction": {},
+    "symmetric, learned temperature": {"loss": {"symmetric": True, "learn_temperature": True}},
+    "Matryoshka": {"loss": {"matryoshka": [4, 8], "matryoshka_weights": [0.5, 0.25]}},
+    "dense": {"model": {"kind": "dense"}},
+    "joint": {"model": {"kind": "joint"}, "loss": {"dense_weight": 0.3}},
+    "hard negatives": {"scored": True},
+    "KL": {"scored": True, "loss": {"name": "kl"}},
+    "margin": {"scored": True, "loss": {"name": "margin-mse"}, "model": {"kind": "dense"}},
+    "cosine distillation": {"model": {"kind": "dense"}, "teacher": True},
+    "relational distillation": {"model": {"kind": "joint"}, "teacher": True, "loss": {"distillation": "relational"}},
+    "checkpointing": {"model": {"gradient_checkpointing": True}},
+}
+
+
+def first_gradients(config: TrainConfig, output: Path) -> tuple[float, dict[str, torch.Tensor], int]:
+    """The loss and the gradients of a run's first step, and how many micro-batches it took."""
+    run = prepare(config, output, False, print)
+    made = loop.Loop(run, print)
+    step = made.next_step()
+    value = made.gradients(step)
+    grads = {
+        name: p.grad for m in (run.student, run.objective) for name, p in m.named_parameters() if p.grad is not None
+    }
+    count = len(loop.cut(run.student, step, config.run.token_budget, not run.objective.spans_examples))
+    return float(value), grads, count
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_and_gradient_do_not_depend_on_the_token_budget(
+    name: str, start: Path, data: Path, scored: Path, teacher: Path, tmp_path: Path
+) -> None:
+    tables = dict(OBJECTIVES[name])
+    if tables.pop("teacher", False):
+        tables["loss"] = {**tables.get("loss", {}), "teacher": str(teacher)}
+    if tables.pop("scored", False):
+        tables["data"] = [{"path": str(scored), **SCORED}]
+    whole = first_gradients(recipe(start, data, **tables), tmp_path / "whole")
+    for budget in (1, 60):
+        run = {"run": {"token_budget": budget}}
+        cut = first_gradients(recipe(start, data, **tables, **run), tmp_path / str(budget))
+        assert whole[2] == 1 < cut[2]
+        assert cut[0] == pytest.approx(whole[0], abs=1e-5)
+        assert whole[1].keys() == cut[1].keys()
+        for parameter, grad in whole[1].items():
+            torch.testing.assert_close(cut[1][parameter], grad, atol=1e-5, rtol=1e-4)
+
+
+RANKS = """
+import sys
+from pathlib import Path
+from mbretrieve.training.config import TrainConfig
+from mbretrieve.training.loop import train
+train(TrainConfig.load(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", ["late interaction", "joint", "KL"])
+def test_two_processes_learn_what_one_learns(name: str, start: Path, data: Path, scored: Path, tmp_path: Path) -> None:
+    tables = dict(OBJECTIVES[name])
+    if tables.pop("scored", False):
+        tables["data"] = [{"path": str(scored), **SCORED}]
+    tables["loss"] = {**tables.get("loss", {}), "learn_temperature": True}
+    config = recipe(start, data, **tables, run={"token_budget": 80})
+    (tmp_path / "recipe.toml").write_text(config.to_toml())
+    loop.train(config, tmp_path / "one")
+    port = str(29_500 + os.getpid() % 500)
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "1",
+    }
+    command = [sys.executable, "-c", RANKS, str(tmp_path / "recipe.toml"), str(tmp_path / "two")]
+    both = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    one, two = (ColBERT.from_pretrained(tmp_path / place, device="cpu", dtype="float32") for place in ("one", "two"))
+    for (weights, ours), theirs in zip(
+        one.backbone.state_dict().items(), two.backbone.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=weights)
+
+
+def test_a_run_that_goes_on_is_the_run_that_did_not_stop(start: Path, data: Path, tmp_path: Path) -> None:
+    config = recipe(
+        start,
+        data,
+        model={"kind": "joint"},
+        loss={"learn_temperature": True},
+        run={"steps": 10, "save_every": 4, "keep": 9, "token_budget": 90},
+    )
+    outcome = loop.train(config, tmp_path / "whole")
+    assert (outcome.step, outcome.stopped) == (10, None)
+    # The folder as it was when the process was killed in step 7: a log that is ahead, half a checkpoint.
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "whole", half)
+    for step in (8, 10):
+        shutil.rmtree(half / CHECKPOINTS / f"step-{step:08d}")
+    (half / CHECKPOINTS / ".partial-step-00000008").mkdir()
+    for path in half.glob("*.safetensors"):
+        path.unlink()
+    torch.manual_seed(99)
+    loop.train(config, half, resume=True)
+    assert losses(half) == losses(tmp_path / "whole")
+    assert not list((half / CHECKPOINTS).glob(".partial*"))
+    for path in ("model.safetensors", "1_Dense/model.safetensors", "checkpoints/step-00000010/training.safetensors"):
+        assert (half / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
+
+
+def test_every_checkpoint_and_the_folder_are_models_of_both_heads(start: Path, data: Path, tmp_path: Path) -> None:
+    config = recipe(start, data, model={"kind": "joint"}, run={"save_every": 1, "keep": 2})
+    loop.train(config, tmp_path / "out")
+    kept = state.checkpoints(tmp_path / "out" / CHECKPOINTS)
+    assert list(kept) == [3, 4]
+    for folder in (*kept.values(), tmp_path / "out"):
+        assert ColBERT.from_pretrained(folder, device="cpu").encode_documents(["a b"])[0].shape[1] == 16
+        assert DenseEncoder.from_pretrained(folder, device="cpu").encode_documents(["a b"]).shape == (1, small.HIDDEN)
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
+    curves = json.loads((tmp_path / "out" / "curves.json").read_text())
+    assert curves["step"] == [1, 2, 3, 4]
+    assert curves["loss"] == losses(tmp_path / "out")
+    assert TrainConfig.load(tmp_path / "out" / "recipe.toml") == config
+
+
+def test_the_best_by_evaluation_is_kept_and_is_the_model(start: Path, data: Path, tmp_path: Path) -> None:
+    figures = iter([0.1, 0.9, 0.3, 0.2])
+    seen = []
+
+    def evaluate(model: ColBERT) -> dict[str, float]:
+        assert not model.backbone.training
+        seen.append(model.encode_documents(["search index"])[0])
+        return {"ndcg@10": next(figures)}
+
+    config = recipe(start, data, run={"evaluate_every": 1, "keep": 1})
+    outcome = loop.train(config, tmp_path / "out", evaluate=evaluate)
+    assert outcome.metrics == {"ndcg@10": 0.2}
+    assert list(state.checkpoints(tmp_path / "out" / CHECKPOINTS)) == [2, 4]
+    loaded = ColBERT.from_pretrained(tmp_path / "out", device="cpu")
+    assert (loaded.encode_documents(["search index"])[0] == seen[1]).all()
+    rows = tmp_path / "out" / "evaluations.jsonl"
+    assert [json.loads(row)["ndcg@10"] for row in rows.read_text().splitlines()] == [0.1, 0.9, 0.3, 0.2]
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(start: Path, data: Path, tmp_path: Path) -> None:
+    config = recipe(start, data, optimizer={"lr": 1e30, "max_grad_norm": 0.0}, run={"steps": 9, "save_every": 1})
+    with pytest.raises(DataError, match=r"not finite in step .*failed-batch.json holds; .*step-0000000\d is the last"):
+        loop.train(config, tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "failed-batch.json").read_text())
+    assert len(rows) == 8
+    assert {"query", "positive"} <= rows[0].keys()
+
+
+class Small(torch.nn.Module):
+    """A model on a device whose memory ends at so many tokens, as torch's CPU allocator says it."""
+
+    def __init__(self, model: torch.nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.model, self.tokens = model, tokens
+
+    def forward(self, batch: Any) -> Any:
+        if len(batch.ids) > self.tokens:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")
+        return self.model(batch)
+
+
+def test_memory_that_ends_says_the_budget_that_fitted(start: Path, data: Path, tmp_path: Path) -> None:
+    config = recipe(start, data)
+    want, grads, _ = first_gradients(config, tmp_path / "one")
+    said: list[str] = []
+    run = prepare(config, tmp_path / "two", False, print)
+    run.model = Small(run.model, 100)
+    made = loop.Loop(run, said.append)
+    assert float(made.gradients(made.next_step())) == pytest.approx(want, abs=1e-5)
+    for name, parameter in run.student.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[name], atol=1e-5, rtol=1e-4)
+    assert "run.token_budget=" in said[-1]
+    run.model.tokens = 3
+    with pytest.raises(ModelError, match=r"cannot be cut.*document_length"):
+        made.gradients(made.next_step())
+
+
+def test_a_folder_that_is_not_empty_is_not_written_to(start: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume, words in ((False, "not empty"), (True, "no run")):
+        with pytest.raises(DataError, match=words):
+            loop.train(recipe(start, data), tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_state_that_does_not_fit_is_refused_by_name(start: Path, data: Path, tmp_path: Path) -> None:
+    config = recipe(start, data, run={"steps": 1})
+    loop.train(config, tmp_path / "out")
+    other = recipe(start, data, run={"steps": 1}, optimizer={"lr": 2e-3})
+    with pytest.raises(DataError, match=r"optimizer\.lr was 0\.001 .* is 0\.002"):
+        loop.train(other, tmp_path / "out", resume=True)
+    [folder] = state.checkpoints(tmp_path / "out" / CHECKPOINTS).values()
+    tensors = folder / state.TENSORS
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match=r"training\.safetensors cannot be read"):
+        loop.train(config, tmp_path / "out", resume=True)
+    tensors.write_bytes(whole)
+    record = json.loads((folder / state.RECORD).read_text())
+    record["shapes"]["model.backbone.final_norm.weight"] = [7]
+    (folder / state.RECORD).write_text(json.dumps(record))
+    with pytest.raises(ModelError, match=r"final_norm\.weight has shape \[7\]"):
+        loop.train(config, tmp_path / "out", resume=True)
