@@ -67,7 +67,7 @@ def prepare(config: TrainConfig, output: Path, resume: bool, say: Callable[[str]
     steps = batches.steps(config.run)
     student = make_student(config, device, found)
     teacher = None if config.loss.teacher is None else _SentenceTransformer(config.loss.teacher, device)
-    objective = Objective(config, student, None if teacher is None else teacher.dim).to(device)
+    objective = Objective(config, student, batches.teacher_dim if teacher is None else teacher.dim).to(device)
     model = accelerator.prepare(student.to(device).train())
     optimizer = make_optimizer(nn.ModuleList([student, objective]), config.optimizer)
     position = Position()
