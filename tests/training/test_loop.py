@@ -19,7 +19,8 @@ from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.training import loop, state
 from mbretrieve.training.config import TrainConfig
-from mbretrieve.training.setup import CHECKPOINTS, prepare
+from mbretrieve.training.running import CHECKPOINTS
+from mbretrieve.training.setup import prepare
 
 from .runs import losses, pairs, recipe
 
