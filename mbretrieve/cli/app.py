@@ -3,7 +3,20 @@
 import click
 
 from mbretrieve import __version__
-from mbretrieve.cli import bench, compact, delete, evaluate, index, mine, repair, search, status, train, verify
+from mbretrieve.cli import (
+    bench,
+    compact,
+    delete,
+    evaluate,
+    index,
+    mine,
+    pretrain,
+    repair,
+    search,
+    status,
+    train,
+    verify,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -17,6 +30,6 @@ def app() -> None:
     """
 
 
-COMMANDS = (index, search, status, delete, verify, repair, compact, evaluate, bench, mine, train)
+COMMANDS = (index, search, status, delete, verify, repair, compact, evaluate, bench, mine, train, pretrain)
 for module in COMMANDS:
     app.add_command(module.command)

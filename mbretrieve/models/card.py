@@ -130,12 +130,12 @@ def model_card(model: Checkpoint, layout: str, facts: TrainingFacts) -> str:
     reading = _READINGS[model.settings.kind, layout]
     parts = [
         f"---\n{_front_matter(model.settings.kind, reading, facts)}---\n",
-        f"# {_inline(facts.name or 'A retrieval model')}\n",
+        f"# {inline(facts.name or 'A retrieval model')}\n",
         _summary(model, facts),
         _use(model.settings.kind, reading, facts),
         _sizes(model),
         _sides(model),
-        _making(facts),
+        making(facts),
         _figures(facts.metrics),
         f"Saved by mbretrieve {__version__}.",
     ]
@@ -164,8 +164,8 @@ def _front_matter(kind: Kind, reading: _Reading, facts: TrainingFacts) -> str:
         tags=["mbretrieve", "modernbert", "information-retrieval", *reading.tags],
         license=facts.licence.lower() if facts.licence and known else facts.licence and "other",
         license_name=None if known else facts.licence,
-        base_model=_hub_name(facts.base_model),
-        datasets=list(dict.fromkeys(filter(None, (_hub_name(source.hub) for source in facts.data)))) or None,
+        base_model=hub_name(facts.base_model),
+        datasets=list(dict.fromkeys(filter(None, (hub_name(source.hub) for source in facts.data)))) or None,
     )
     return f"{data.to_yaml()}\n"
 
@@ -177,15 +177,15 @@ def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
     }[model.settings.kind]
     lines = [how]
     if facts.base_model:
-        hub = _hub_name(facts.base_model)
-        lines.append(f"Trained from {f'[{hub}](https://huggingface.co/{hub})' if hub else _inline(facts.base_model)}.")
+        hub = hub_name(facts.base_model)
+        lines.append(f"Trained from {f'[{hub}](https://huggingface.co/{hub})' if hub else inline(facts.base_model)}.")
     if facts.licence:
-        lines.append(f"Licence of the weights: {_inline(facts.licence)}.")
+        lines.append(f"Licence of the weights: {inline(facts.licence)}.")
     return " ".join(lines) + "\n"
 
 
 def _use(kind: Kind, reading: _Reading, facts: TrainingFacts) -> str:
-    name = _hub_name(facts.name)
+    name = hub_name(facts.name)
     text = "## Use\n"
     if name is None:
         text += '\nThe programs name the model `"."`, which is this folder.\n'
@@ -212,7 +212,7 @@ def _sizes(model: Checkpoint) -> str:
         ("positions", f"{config.max_position_embeddings:,}"),
         ("dimensions of a vector", str(dim)),
     ]
-    return "## Sizes\n\n" + _table(("what", "how much"), rows)
+    return "## Sizes\n\n" + table(("what", "how much"), rows)
 
 
 def _sides(model: Checkpoint) -> str:
@@ -236,7 +236,7 @@ def _sides(model: Checkpoint) -> str:
     if expansion is not None:
         to = f"{'at least ' if expansion.minimum else ''}{expansion.length} tokens"
         rows.append(row("filled", to, "no"))
-    return "## How text becomes vectors\n\n" + _table(("", "queries", "documents"), rows)
+    return "## How text becomes vectors\n\n" + table(("", "queries", "documents"), rows)
 
 
 def _left_out(side: Side) -> str:
@@ -245,18 +245,19 @@ def _left_out(side: Side) -> str:
     return "punctuation" if side.skip == PUNCTUATION else " ".join(map(_code, side.skip)) or "none"
 
 
-def _making(facts: TrainingFacts) -> str:
+def making(facts: TrainingFacts) -> str:
+    """Write the sections on data and recipe, of what is known of them."""
     text = ""
     if facts.data:
         rows = [
             (
                 _link(source),
                 "" if source.rows is None else f"{source.rows:,}",
-                _inline(source.licence or "not said"),
+                inline(source.licence or "not said"),
             )
             for source in facts.data
         ]
-        text += "## Data\n\n" + _table(("source", "rows", "licence"), rows) + "\n"
+        text += "## Data\n\n" + table(("source", "rows", "licence"), rows) + "\n"
     if facts.recipe or facts.seeds:
         text += "## Recipe\n\n"
         if facts.seeds:
@@ -268,27 +269,28 @@ def _making(facts: TrainingFacts) -> str:
 
 
 def _figures(metrics: Sequence[Metric]) -> str:
-    rows = [(_inline(metric.dataset), _inline(metric.name), f"{metric.value:.4f}") for metric in metrics]
-    return "## Figures\n\n" + _table(("set", "metric", "value"), rows) if rows else ""
+    rows = [(inline(metric.dataset), inline(metric.name), f"{metric.value:.4f}") for metric in metrics]
+    return "## Figures\n\n" + table(("set", "metric", "value"), rows) if rows else ""
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Write a table in Markdown."""
     lines = [list(head)]
     lines.append(["---"] * len(lines[0]))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [*lines, *map(list, rows)])
 
 
 def _link(source: DataSource) -> str:
-    hub = _hub_name(source.hub)
-    return f"[{_inline(source.name)}](https://huggingface.co/datasets/{hub})" if hub else _inline(source.name)
+    hub = hub_name(source.hub)
+    return f"[{inline(source.name)}](https://huggingface.co/datasets/{hub})" if hub else inline(source.name)
 
 
-def _hub_name(name: str | None) -> str | None:
+def hub_name(name: str | None) -> str | None:
     """Return a name that can be one on the Hub; a folder is not for publishing, and a link to it would lead nowhere."""
     return name if name is not None and _HUB_NAME.fullmatch(name) else None
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Return text of any kind as words in a line of Markdown: no markup, no line breaks, no HTML."""
     return _MARKUP.sub(r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 

@@ -28,7 +28,8 @@ class ModernBertConfig:
 
     ``local_attention`` is the whole window: a token of a sliding layer attends to keys at a distance of at most
     ``local_attention // 2`` tokens on each side (``half_window``). ``other`` holds the keys of the file on which the
-    forward does not depend (token ids, heads), so that a saved model keeps them.
+    forward does not depend (token ids, heads), so that a saved model keeps them. A model without layers is its
+    normalised embeddings: a static model.
     """
 
     vocab_size: int = 50368
@@ -158,12 +159,12 @@ _POSITIVE = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
-    "num_hidden_layers",
     "num_attention_heads",
     "max_position_embeddings",
     "global_rope_theta",
     "local_rope_theta",
 )
+_NOT_NEGATIVE = ("num_hidden_layers", "norm_eps", "local_attention")
 _RATES = ("embedding_dropout", "attention_dropout", "mlp_dropout")
 
 
@@ -188,10 +189,9 @@ def _check(config: ModernBertConfig) -> None:
     for key in _RATES:
         if not 0 <= getattr(config, key) < 1:
             raise ModelError(f"config.json: {key} is {getattr(config, key)}, expected a rate from 0 to below 1")
-    if not config.norm_eps >= 0:
-        raise ModelError(f"config.json: norm_eps is {config.norm_eps}, expected 0 or more")
-    if config.local_attention < 0:
-        raise ModelError(f"config.json: local_attention is {config.local_attention}, expected 0 or more")
+    for key in _NOT_NEGATIVE:
+        if not getattr(config, key) >= 0:
+            raise ModelError(f"config.json: {key} is {getattr(config, key)}, expected 0 or more")
     if config.hidden_size % (2 * config.num_attention_heads):
         raise ModelError(
             f"config.json: hidden_size {config.hidden_size} does not divide into num_attention_heads "
@@ -227,7 +227,7 @@ def _period(layer_types: tuple[str, ...]) -> int | None:
 def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     types = config.get("layer_types")
     if types is not None:
-        if not isinstance(types, list | tuple) or not types:
+        if not isinstance(types, list | tuple) or (layers and not types):
             raise ModelError(f"config.json: layer_types is {types!r}, expected a list with one name a layer")
         return tuple(types)
     if config.get("global_attn_every_n_layers") is None:

@@ -118,6 +118,11 @@ class Tokenizer:
         """Return the id of a special token by its role (``mask_token``), or None if the files name none."""
         return self.token_id(self.roles[role]) if role in self.roles else None
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens written out."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text
+
     def as_marker(self, text: str) -> int | None:
         """Return a token's id if the text, in front of any other, always becomes that one token; else None."""
         ids = self._backend.encode(text, add_special_tokens=False).ids if text else []

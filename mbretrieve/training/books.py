@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mbretrieve.errors import DataError, MissingExtraError
@@ -12,24 +11,14 @@ from mbretrieve.models.checkpoint import load, save
 from mbretrieve.models.source import BUNDLED
 from mbretrieve.training import state
 from mbretrieve.training.curves import Log, write_curves
-from mbretrieve.training.setup import CHECKPOINTS, RECIPE, Run
+from mbretrieve.training.running import CHECKPOINTS, RECIPE, Outcome
+from mbretrieve.training.setup import Run
 from mbretrieve.training.steps import Step
 from mbretrieve.types import Progress
 
 EVALUATIONS, FAILED = "evaluations.jsonl", "failed-batch.json"
 Evaluate = Callable[[Any], Mapping[str, float]]
 """Takes the model, a ``ColBERT`` or a ``DenseEncoder``, and returns figures; the first is the one to be best in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended: after so many of its steps, stopped by a signal or not, with its last evaluation."""
-
-    step: int
-    steps: int
-    tokens: int
-    stopped: int | None
-    metrics: Mapping[str, float]
 
 
 class Books:
@@ -162,5 +151,6 @@ class Books:
         if self._main:
             config, facts = run.config.to_dict(), self._facts()
             state.write(self._folder, run.student, run.objective, run.optimizer, position, config, facts)
-            state.prune(self._folder, run.config.run.keep, position.best_step)
+            best = set() if position.best_step is None else {position.best_step}
+            state.prune(self._folder, run.config.run.keep, best)
         run.accelerator.wait_for_everyone()

@@ -78,10 +78,15 @@ class SourceConfig:
     columns: Columns = field(default_factory=Columns)
     negatives: Natural | None = None  # how many of an example's to use, the first ones; all
     limit: Count | None = None  # only the first so many rows; all
+    teacher_vectors: str | None = None  # a folder: queries.npy and positives.npy, a teacher's vectors, one a row
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.hub is None):
             raise DataError("expected either path, a file or folder, or hub, the name of a dataset on the Hub")
+        if self.teacher_vectors is not None and self.streaming:
+            raise DataError(
+                "teacher_vectors are found by a row's number, which a stream has not: set streaming = false"
+            )
         if self.columns.scores is not None and self.format != "tuples":
             raise DataError(f"columns.scores is set, but format is {self.format!r}: expected format = 'tuples'")
 
@@ -205,6 +210,9 @@ class TrainConfig:
                     f"{source.title} is streamed, so that its rows are not counted: expected run.steps, not epochs, "
                     "and a weight where there are several sources"
                 )
+        taught = [source.title for source in self.data if source.teacher_vectors is not None]
+        if self.loss.teacher is not None and taught:
+            raise DataError(f"loss.teacher is set, and {taught[0]} has teacher_vectors: leave one of them out")
         if self.loss.name != "infonce" and (bare := [source.title for source in self.data if not source.scored]):
             raise DataError(
                 f"loss.name is {self.loss.name!r}, which learns a teacher's scores, but {bare[0]} has none: "

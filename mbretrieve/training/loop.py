@@ -6,24 +6,23 @@ that spans examples sees all representations at once (GradCache), one that is a 
 
 import math
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbretrieve.errors import ModelError
-from mbretrieve.training.books import Books, Evaluate, Outcome
+from mbretrieve.training.books import Books, Evaluate
 from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import shard
 from mbretrieve.training.gathering import gather_counts, gather_rows
 from mbretrieve.training.gradcache import cached_backward
 from mbretrieve.training.objective import Representations, targets
 from mbretrieve.training.optim import set_learning_rate
+from mbretrieve.training.running import Outcome, out_of_memory, signals
 from mbretrieve.training.schedule import learning_rate_factor
 from mbretrieve.training.setup import Run, prepare
 from mbretrieve.training.steps import Ahead, Step, cut, tokenize
@@ -49,9 +48,10 @@ def train(
     loop = Loop(run, say)
     books = Books(run, evaluate, say, progress)
     position, steps, ahead = run.position, run.steps, Ahead(loop.next_step)
+    stop = False
     try:
-        with _signals() as received:
-            while position.step < steps and not received:
+        with signals() as received:
+            while position.step < steps and not stop:
                 step = next(ahead)
                 factor = learning_rate_factor(config.schedule, position.step, steps)
                 set_learning_rate(run.optimizer, factor)
@@ -64,13 +64,14 @@ def train(
                 run.optimizer.zero_grad()
                 position.step, position.tokens, position.data = position.step + 1, position.tokens + tokens, step.data
                 books.log(loss, factor, tokens)
-                if stop and not received:
-                    received.append(signal.SIGTERM)
+                # Stopped by what was agreed on, not by what came since: then a checkpoint is written whenever it comes.
                 books.keep(last=position.step == steps or stop)
     finally:
         ahead.close()
         books.close()
-    return books.finish(received[0] if received and position.step < steps else None)
+    if not stop or position.step == steps:
+        return books.finish(None)
+    return books.finish((received or [signal.SIGTERM])[0])  # the signal may have come to another process
 
 
 class Loop:
@@ -95,7 +96,7 @@ class Loop:
             try:
                 loss = (self._accumulated if whole else self._cached)(step, batches)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 self._shrink(batches)
             else:
@@ -139,9 +140,8 @@ class Loop:
     def _represent(
         self, batches: list[MicroBatch], found: Sequence[tuple[Tensor, ...]], taught: tuple[Tensor, Tensor] | None
     ) -> Representations:
-        whole = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)]
         return Representations(
-            encoded=self._run.student.encoded(whole),
+            parts=[self._run.student.encoded(tensors) for tensors in found],
             query_rows=[rows for batch in batches for rows in batch.query_rows],
             document_rows=[rows for batch in batches for rows in batch.document_rows],
             query_ids=[number for batch in batches for number in batch.query_ids],
@@ -159,8 +159,10 @@ class Loop:
         def rows(part: Tensor | None) -> Tensor | None:
             return None if part is None else gather_rows(part)
 
+        # As one part: the processes may have unlike numbers of micro-batches.
+        sides = [[part for part in parts if part is not None] for parts in zip(*own.parts, strict=True)]
         return Representations(
-            encoded=Encoded(*(rows(part) for part in own.encoded)),
+            parts=[Encoded(*(gather_rows(torch.cat(parts)) if parts else None for parts in sides))],
             query_rows=gather_counts(own.query_rows, device),
             document_rows=gather_counts(own.document_rows, device),
             query_ids=gather_counts(own.query_ids, device),
@@ -204,27 +206,3 @@ class Loop:
             f"memory ended on a micro-batch of {tokens} tokens ({fitted}): going on with "
             f"run.token_budget={self._budget}, on which the loss does not depend"
         )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one is not waited for."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    ours = threading.current_thread() is threading.main_thread()  # no other thread may say what a signal does
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT) if ours}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that memory ended: torch's allocator on a CPU has no class of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from mbretrieve.errors import ModelError
+from mbretrieve.models.backbone_card import backbone_card
+from mbretrieve.models.card import FILE, TrainingFacts
 from mbretrieve.models.config import ModernBertConfig
 from mbretrieve.models.files import write_json
 from mbretrieve.models.modernbert import Linear, ModernBert
@@ -84,9 +86,11 @@ class MaskedLanguageModel(nn.Module):
         weight: Tensor = self.model.embeddings.tok_embeddings.weight
         return weight
 
-    def save(self, folder: Path, tokenizer: Tokenizer) -> None:
-        """Write a folder that transformers' AutoModelForMaskedLM and this library load."""
-        write_tensors(self.state_dict(), folder)
+    def save(self, folder: Path, tokenizer: Tokenizer, facts: TrainingFacts) -> None:
+        """Write a folder that transformers' AutoModelForMaskedLM and this library load; its card says the ``facts``."""
+        tensors = self.state_dict()
+        write_tensors(tensors, folder)
+        (folder / FILE).write_text(backbone_card(self.config, tensors, facts), "utf-8")
         tokenizer.config["model_max_length"] = self.config.max_position_embeddings
         tokenizer.save(folder)
         write_json(folder / "config.json", {**self.config.to_dict(), **_saved(tokenizer)})

@@ -6,7 +6,7 @@ how the texts were cut into micro-batches or spread over processes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -43,24 +43,25 @@ class Targets:
 
     ``starts`` (Q + 1,) int64: the documents of query q are ``starts[q]`` to ``starts[q + 1]``, its positive first;
     ``excluded`` (Q, D) bool: documents that are no negatives of a query; ``scores`` the teacher's for each query's
-    documents, or None.
+    documents, or None; ``vectors`` (Q, 2, dim) float32, the teacher's of each query and its positive, or None.
     """
 
     starts: Tensor
     excluded: Tensor
     scores: list[tuple[float, ...]] | None
+    vectors: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Representations:
-    """All that was made of some texts of a step: tensors as in ``Encoded``, and which texts' they are.
+    """All that was made of some texts of a step, in parts that lie one behind the other, and which texts' they are.
 
     ``query_rows`` and ``document_rows`` count each text's rows; ``query_ids`` and ``document_ids`` are the texts'
     numbers, in the order in which they lie. ``query_teacher`` (Q, dim) and ``document_teacher`` (D, dim) are the
     teacher's vectors for them, or None.
     """
 
-    encoded: Encoded
+    parts: Sequence[Encoded]
     query_rows: list[int]
     document_rows: list[int]
     query_ids: list[int]
@@ -78,7 +79,9 @@ def targets(examples: Sequence[Example]) -> Targets:
         raise DataError(
             f"{len(scores)} of {len(examples)} examples of a batch have teacher scores, expected all or none"
         )
-    return Targets(counts.cumsum(0), excluded, scores or None)
+    vectors = [torch.from_numpy(example.vectors) for example in examples if example.vectors is not None]
+    # All examples are of one source, so that all have vectors or none.
+    return Targets(counts.cumsum(0), excluded, scores or None, torch.stack(vectors) if vectors else None)
 
 
 class Objective(nn.Module):
@@ -87,6 +90,7 @@ class Objective(nn.Module):
     def __init__(self, config: TrainConfig, student: Student, teacher_dim: int | None = None) -> None:
         super().__init__()
         self.config = config.loss
+        self._distils = teacher_dim is not None
         self._check(student)
         self._weights: dict[Kind, float] = {}
         if student.late:
@@ -107,7 +111,7 @@ class Objective(nn.Module):
     @property
     def spans_examples(self) -> bool:
         """Whether the loss of one example depends on the others of its step: else it is a mean over examples."""
-        return self.config.name == "infonce" or self.config.teacher is not None
+        return self.config.name == "infonce" or self._distils
 
     def scale(self, kind: Kind) -> Tensor:
         """1 / temperature, as it is now."""
@@ -117,14 +121,14 @@ class Objective(nn.Module):
     def forward(self, found: Representations, wanted: Targets) -> Tensor:
         """Return the loss of a step, a scalar: each head's, weighted, at each width, and distillation."""
         parts = [weight * self._head(kind, found, wanted) for kind, weight in self._weights.items()]
-        if found.query_teacher is not None and found.document_teacher is not None:
-            parts.append(self.config.distillation_weight * self._distillation(found))
+        if wanted.vectors is not None or found.query_teacher is not None:
+            parts.append(self.config.distillation_weight * self._distillation(found, wanted))
         return torch.stack(parts).sum()
 
     def _check(self, student: Student) -> None:
-        if self.config.teacher is not None and not student.pooled:
+        if self._distils and not student.pooled:
             raise DataError(
-                "loss.teacher gives a vector a text, and kind is 'colbert', with one a token: expected dense or joint"
+                "a teacher gives a vector a text, and kind is 'colbert', with one a token: expected dense or joint"
             )
         widest = max(student.width if student.late else 0, student.pooled_width if student.pooled else 0)
         if wide := [width for width in self.config.matryoshka if width > widest]:
@@ -144,16 +148,13 @@ class Objective(nn.Module):
         return losses.matryoshka(score, loss, widths, [weights.get(width, 1.0) for width in widths])
 
     def _sides(self, kind: Kind, found: Representations, width: int) -> tuple[Tensor, Tensor]:
-        """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched."""
-        encoded = found.encoded
-        pairs: dict[Kind, tuple[Tensor | None, Tensor | None]] = {
-            "colbert": (encoded.query_rows, encoded.document_rows),
-            "dense": (encoded.query_vectors, encoded.document_vectors),
-        }
-        cut = [side[:, :width] for side in pairs[kind] if side is not None]
+        """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched.
+
+        Scaled part by part: joined before, the vectors of a large batch would be held twice for the backward.
+        """
         queries, documents = (
-            F.normalize(side, dim=1) if scaled else side
-            for side, scaled in zip(cut, self._normalizes[kind], strict=True)
+            _joined(F.normalize(part[:, :width], dim=1) if scaled else part[:, :width] for part in side)
+            for side, scaled in zip(_of_head(kind, found), self._normalizes[kind], strict=True)
         )
         return queries, documents
 
@@ -167,11 +168,9 @@ class Objective(nn.Module):
     def _contrastive(self, kind: Kind, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
         device = scores.device
         queries, documents = torch.tensor(found.query_ids), torch.tensor(found.document_ids)
-        place = torch.empty(int(wanted.starts[-1]), dtype=torch.int64).fill_(-1)
-        place[documents] = torch.arange(len(documents))
         return losses.info_nce(
             scores,
-            place[wanted.starts[queries]].to(device),
+            _positives(found, wanted).to(device),
             scale=self.scale(kind).to(device),
             excluded=wanted.excluded[queries][:, documents].to(device),
             symmetric=self.config.symmetric,
@@ -205,11 +204,35 @@ class Objective(nn.Module):
             return losses.kl_distillation(scores, teacher, scale=self.scale(kind))
         return losses.margin_mse(scores * self.scale(kind), teacher)
 
-    def _distillation(self, found: Representations) -> Tensor:
-        student = torch.cat(
-            [side for side in (found.encoded.query_vectors, found.encoded.document_vectors) if side is not None]
-        )
-        teacher = torch.cat([side for side in (found.query_teacher, found.document_teacher) if side is not None])
+    def _distillation(self, found: Representations, wanted: Targets) -> Tensor:
+        queries, documents = (_joined(side) for side in _of_head("dense", found))
+        teachers = [found.query_teacher, found.document_teacher]
+        if wanted.vectors is not None:  # made beforehand, of queries and positives only
+            documents = documents[_positives(found, wanted).to(documents.device)]
+            teachers = list(wanted.vectors[torch.tensor(found.query_ids)].to(documents.device).unbind(1))
+        student = torch.cat([queries, documents])
+        teacher = torch.cat([side for side in teachers if side is not None])
         if self.config.distillation == "relational":
             return losses.relational_distillation(student, teacher)
         return losses.cosine_distillation(student if self.to_teacher is None else self.to_teacher(student), teacher)
+
+
+def _of_head(kind: Kind, found: Representations) -> tuple[list[Tensor], list[Tensor]]:
+    """The parts of one head's queries, and those of its documents."""
+    late = kind == "colbert"
+    queries = [part.query_rows if late else part.query_vectors for part in found.parts]
+    documents = [part.document_rows if late else part.document_vectors for part in found.parts]
+    return [part for part in queries if part is not None], [part for part in documents if part is not None]
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    held = list(parts)
+    return torch.cat(held) if len(held) > 1 else held[0]
+
+
+def _positives(found: Representations, wanted: Targets) -> Tensor:
+    """Return where each query's positive lies among the documents: (Q,) int64."""
+    documents = torch.tensor(found.document_ids)
+    place = torch.full((int(wanted.starts[-1]),), -1)
+    place[documents] = torch.arange(len(documents))
+    return place[wanted.starts[torch.tensor(found.query_ids)]]

@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mbretrieve.errors import DataError, MissingExtraError, ModelError
+from mbretrieve.errors import MissingExtraError, ModelError
 from mbretrieve.models.checkpoint import load
 from mbretrieve.models.device import resolve_dtype
 from mbretrieve.training import state
@@ -19,16 +18,13 @@ from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import Batches
 from mbretrieve.training.objective import Objective, Teacher
 from mbretrieve.training.optim import make_optimizer
+from mbretrieve.training.running import last_checkpoint, make_accelerator
 from mbretrieve.training.state import Position
 from mbretrieve.training.student import Student, starting_point
 
-CHECKPOINTS, RECIPE = "checkpoints", "recipe.toml"
 # What may be another when a run goes on: nothing that decides what a step does.
-FREE = frozenset(f"run.{name}" for name in ("token_budget", "log_every", "save_every", "keep", "evaluate_every")) | {
-    "model.gradient_checkpointing"
-}
-_FREE_TABLES = ("run.trackers", "evaluation.")
-_LONGEST_WAIT = timedelta(hours=6)  # of the other processes while one evaluates
+_PORTIONS = ("token_budget", "log_every", "save_every", "keep", "evaluate_every", "trackers")
+FREE = frozenset({*(f"run.{name}" for name in _PORTIONS), "model.gradient_checkpointing", "evaluation"})
 
 
 @dataclass(slots=True)
@@ -59,15 +55,15 @@ def prepare(config: TrainConfig, output: Path, resume: bool, say: Callable[[str]
     Raises: DataError if the output folder is not empty and nothing is to be resumed, or was made by another recipe;
     ModelError for a model or a checkpoint that does not fit; MissingExtraError.
     """
-    found = _last_checkpoint(config, output, resume)
-    accelerator = _accelerator(config, output)
+    found = last_checkpoint(config.to_dict(), output, resume, FREE)
+    accelerator = make_accelerator(output, config.run.trackers)
     device, seed = accelerator.device, config.run.seed
     _set_seed(seed)
     batches = Batches(config.data, config.run.batch_size, seed, config.run.length_bucket)
     steps = batches.steps(config.run)
     student = make_student(config, device, found)
     teacher = None if config.loss.teacher is None else _SentenceTransformer(config.loss.teacher, device)
-    objective = Objective(config, student, None if teacher is None else teacher.dim).to(device)
+    objective = Objective(config, student, batches.teacher_dim if teacher is None else teacher.dim).to(device)
     model = accelerator.prepare(student.to(device).train())
     optimizer = make_optimizer(nn.ModuleList([student, objective]), config.optimizer)
     position = Position()
@@ -95,48 +91,6 @@ def make_student(config: TrainConfig, device: torch.device, checkpoint: Path | N
         dtype=resolve_dtype(config.model.dtype, device),
         checkpointing=config.model.gradient_checkpointing,
     )
-
-
-def _last_checkpoint(config: TrainConfig, output: Path, resume: bool) -> Path | None:
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output} is a file, expected a folder for the model")
-    if not resume:
-        if output.is_dir() and any(output.iterdir()):
-            raise DataError(f"{output} is not empty: go on with what it holds by --resume, or name another --output")
-        return None
-    there = list(state.checkpoints(output / CHECKPOINTS).values())
-    if not there:
-        if output.is_dir() and any(output.iterdir()) and not (output / RECIPE).is_file():
-            raise DataError(f"{output} holds no run that could go on: name another --output, or leave --resume out")
-        return None
-    found = state.read_record(there[-1])["config"]
-    if not isinstance(found, dict):
-        raise ModelError(f"{there[-1]} does not say which recipe it is of")
-    state.check_same(_without_free(found), _without_free(config.to_dict()), FREE)
-    return there[-1]
-
-
-def _without_free(config: dict[str, Any]) -> dict[str, Any]:
-    run = {key: value for key, value in config.get("run", {}).items() if key != "trackers"}
-    return {**{key: value for key, value in config.items() if key != "evaluation"}, "run": run}
-
-
-def _accelerator(config: TrainConfig, output: Path) -> Any:
-    try:
-        accelerate = importlib.import_module("accelerate")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("accelerate", "train", "training") from error
-    handlers = [
-        # ModernBERT has no buffers to keep alike.
-        accelerate.DistributedDataParallelKwargs(broadcast_buffers=False),
-        accelerate.InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
-    ]
-    try:
-        return accelerate.Accelerator(
-            log_with=list(config.run.trackers) or None, project_dir=str(output), kwargs_handlers=handlers
-        )
-    except (ValueError, ImportError) as error:
-        raise DataError(f"accelerate refuses this run: {' '.join(str(error).split())}") from error
 
 
 def _set_seed(seed: int) -> None:

@@ -8,10 +8,10 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 
 from mbretrieve.errors import DataError, ModelError
 from mbretrieve.models.card import TrainingFacts
-from mbretrieve.training.student import Student
 
 FORMAT = 1
 TENSORS, RECORD = "training.safetensors", "training.json"
@@ -40,6 +39,16 @@ class Position:
     best_step: int | None = None
 
 
+class Model(Protocol):
+    """What is trained: parameters with names, and a way to write a folder that loads as a model."""
+
+    def save(self, folder: Path, facts: TrainingFacts) -> None:
+        """Write the model with a card that says the ``facts``."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what the optimiser moves."""
+
+
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Return the whole checkpoints of a folder by step, in order."""
     found = {int(path.name[len(_FOLDER) :]): path for path in folder.glob(f"{_FOLDER}*") if (path / RECORD).is_file()}
@@ -48,7 +57,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 def write(
     folder: Path,
-    student: Student,
+    student: Model,
     objective: nn.Module,
     optimizer: Optimizer,
     position: Position,
@@ -97,7 +106,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def restore(folder: Path, student: Student, objective: nn.Module, optimizer: Optimizer) -> Position:
+def restore(folder: Path, student: Model, objective: nn.Module, optimizer: Optimizer) -> Position:
     """Bring optimiser, loss and random number generators to where a checkpoint was written, and return the position.
 
     The student must have been read from the same folder. Raises: ModelError naming what does not fit.
@@ -123,21 +132,27 @@ def restore(folder: Path, student: Student, objective: nn.Module, optimizer: Opt
     return Position(**record["position"])
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the last ``keep`` and the best, and what was left half written."""
+def prune(folder: Path, keep: int, kept: Container[int]) -> None:
+    """Delete all checkpoints but the last ``keep`` and those of the ``kept`` steps, and what was left half written."""
     there = checkpoints(folder)
     for step, path in list(there.items())[:-keep]:
-        if step != best_step:
+        if step not in kept:
             shutil.rmtree(path)
     for path in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def check_same(found: Mapping[str, Any], asked: Mapping[str, Any], free: frozenset[str]) -> None:
-    """Raise DataError naming the first setting in which two configurations differ, but for those that are ``free``."""
+def check_same(found: Mapping[str, Any], asked: Mapping[str, Any], free: Container[str]) -> None:
+    """Raise DataError naming the first setting in which two configurations differ.
+
+    Settings whose name, or whose table's or list's name, is in ``free`` may differ.
+    """
     before, now = _leaves(found), _leaves(asked)
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and name not in free:
+        parts = name.split(".")
+        if any(".".join(parts[:size]) in free for size in range(1, len(parts) + 1)):
+            continue
+        if before.get(name) != now.get(name):
             raise DataError(
                 f"{name} was {before.get(name)!r} in the run that is to go on and is {now.get(name)!r}: "
                 "give the same recipe, or another --output"
@@ -154,12 +169,12 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
     return {leaf: item for key, part in pairs for leaf, item in _leaves(part, f"{name}.{key}" if name else key).items()}
 
 
-def _parameters(student: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
-    parts = {"model": student, "objective": objective}
+def _parameters(student: Model, objective: nn.Module) -> dict[str, nn.Parameter]:
+    parts: dict[str, Model | nn.Module] = {"model": student, "objective": objective}
     return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
 
 
-def _names(student: nn.Module, objective: nn.Module) -> dict[int, str]:
+def _names(student: Model, objective: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in _parameters(student, objective).items()}
 
 

@@ -26,6 +26,7 @@ _NO_LIMIT = 1 << 62
 class TokenStore:
     """The own tokens, without special ones, of all texts of some sources, memory-mapped.
 
+    The tokenizer lies beside them: one that was trained is not the same again, not even from the same texts.
     ``lengths`` (N,) int64 are the texts' tokens; ``sources`` names each source's texts as a range of numbers.
     """
 
@@ -44,24 +45,27 @@ class TokenStore:
         return self._tokens[first : first + length].astype(np.int64)
 
     @classmethod
-    def open(cls, folder: Path, sources: Sequence[TextConfig], tokenizer: Tokenizer, *, resumed: bool) -> "TokenStore":
+    def open(cls, folder: Path, sources: Sequence[TextConfig], tokenizer: Tokenizer) -> "TokenStore":
         """Open the store in ``folder``, made now unless it is there and of the same files and tokenizer.
 
-        Raises: DataError if a run is ``resumed`` with other texts than it began with, or the sources cannot be read.
+        Raises: DataError if the sources cannot be read or have no text.
         """
-        identity = _identity(sources, tokenizer)
-        if (folder / _RECORD).is_file() and read_json(folder / _RECORD).get("identity") == identity:
-            return cls(folder)
-        if resumed:
-            raise DataError(
-                f"the texts of {', '.join(source.path for source in sources)} or the tokenizer are not those that the "
-                "run began with: put them back, or begin anew without --resume"
-            )
-        _build(folder, sources, tokenizer, identity)
+        wanted = identity(sources, tokenizer)
+        if read_json(folder / _RECORD).get("identity") != wanted:
+            _build(folder, sources, tokenizer, wanted)
         return cls(folder)
 
 
-def _build(folder: Path, sources: Sequence[TextConfig], tokenizer: Tokenizer, identity: str) -> None:
+def identity(sources: Sequence[TextConfig], tokenizer: Tokenizer) -> str:
+    """Hash what decides the tokens: the tokenizer, and each file's path, size and time of change."""
+    digest = hashlib.blake2b(tokenizer.fingerprint(), digest_size=16)
+    for source in sources:
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(source)]
+        digest.update(json.dumps([source.title, source.fields, source.limit, files]).encode())
+    return digest.hexdigest()
+
+
+def _build(folder: Path, sources: Sequence[TextConfig], tokenizer: Tokenizer, name: str) -> None:
     draft = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -77,7 +81,8 @@ def _build(folder: Path, sources: Sequence[TextConfig], tokenizer: Tokenizer, id
                 raise DataError(f"{source.path} has no text: expected at least one that is not blank")
             ranges.append((source.title, first, len(starts) - 1))
     np.save(draft / _STARTS, np.frombuffer(starts, dtype=np.int64), allow_pickle=False)
-    record = {"identity": identity, "dtype": dtype.name, "sources": ranges, "skipped": skipped.lines()}
+    record = {"identity": name, "dtype": dtype.name, "sources": ranges, "skipped": skipped.lines()}
+    tokenizer.save(draft)
     write_json(draft / _RECORD, record)
     shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)
@@ -86,12 +91,3 @@ def _build(folder: Path, sources: Sequence[TextConfig], tokenizer: Tokenizer, id
 def _tokenized(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     while batch := list(islice(texts, _BATCH)):
         yield from (content.ids for content in tokenizer.first_tokens(batch, _NO_LIMIT))
-
-
-def _identity(sources: Sequence[TextConfig], tokenizer: Tokenizer) -> str:
-    """Hash what decides the tokens: the tokenizer, and each file's path, size and time of change."""
-    digest = hashlib.blake2b(tokenizer.fingerprint(), digest_size=16)
-    for source in sources:
-        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(source)]
-        digest.update(json.dumps([source.title, source.fields, source.limit, files]).encode())
-    return digest.hexdigest()

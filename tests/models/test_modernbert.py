@@ -53,6 +53,17 @@ LENGTHS = [1, 700, 33, 2, 257, 64, 64, 65, 16, 16, 16, 128, 129, 5, 311]
 SHORT = [1, 40, 33, 2, 29, 29, 16, 17, 70]  # no text is longer than the keys a block reads
 
 
+@torch.no_grad()
+def test_without_layers_it_is_its_normalised_embeddings() -> None:
+    """transformers' config refuses to be without layers."""
+    config = ModernBertConfig(vocab_size=9, hidden_size=8, num_attention_heads=1, num_hidden_layers=0, norm_eps=1.0)
+    assert ModernBertConfig.from_dict(config.to_dict()) == config
+    model = ModernBert(config)
+    words = torch.tensor([3, 1, 4, 1, 5])
+    once = torch.nn.functional.layer_norm(model.embeddings.tok_embeddings.weight[words], (8,), eps=1.0)
+    assert torch.equal(model(words, [2, 3]), torch.nn.functional.layer_norm(once, (8,), eps=1.0))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_agrees_with_transformers(name: str) -> None:

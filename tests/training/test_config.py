@@ -194,3 +194,8 @@ def test_temperatures_stand_for_the_scores_they_divide() -> None:
 def test_records_refuse_what_their_kind_has_not() -> None:
     with pytest.raises(DataError, match="query_marker is set, but kind is 'dense'"):
         ModelConfig(kind="dense", query_marker="[Q]")
+
+
+def test_one_teacher_of_vectors_at_a_time(small: Path) -> None:
+    with pytest.raises(DataError, match=r"loss.teacher is set, and pairs.jsonl has teacher_vectors: leave one"):
+        TrainConfig.load(small, ["data.0.teacher_vectors=v", "loss.teacher=t"])

@@ -271,6 +271,55 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         next(stream)
 
 
+def vectors(folder: Path, queries: Any, positives: Any) -> str:
+    folder.mkdir()
+    np.save(folder / "queries.npy", queries)
+    np.save(folder / "positives.npy", positives)
+    return str(folder)
+
+
+def test_a_teachers_vectors_stay_with_their_rows(folder: Path, tmp_path: Path) -> None:
+    numbers = np.arange(47 * 3, dtype=np.float16).reshape(47, 3)
+    taught = SourceConfig(path=str(folder / "b.jsonl.gz"), teacher_vectors=vectors(tmp_path / "v", numbers, -numbers))
+    batches = Batches([taught, SourceConfig(path=str(folder / "c.jsonl"))], 5, seed=1, length_bucket=2)
+    assert batches.teacher_dim == 3
+    for batch in take(batches, 30):
+        for example in batch:
+            if example.source == "c.jsonl":
+                assert example.vectors is None
+            else:
+                row = int(example.query.removeprefix("b q"))
+                assert example.vectors is not None
+                assert example.vectors.tolist() == [numbers[row].tolist(), (-numbers[row]).tolist()]
+
+
+def test_vectors_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+    def opened(name: str, *arrays: Any) -> None:
+        path = vectors(tmp_path / name, *arrays)
+        Batches([SourceConfig(path=str(folder / "b.jsonl.gz"), teacher_vectors=path)], 5, seed=1)
+
+    good = np.zeros((47, 3), np.float16)
+    with pytest.raises(DataError, match=r"queries\.npy has 46 vectors, expected 47, one for each row"):
+        opened("short", good[:46], good)
+    with pytest.raises(DataError, match="queries have 3 numbers and positives 2, expected as many"):
+        opened("narrow", good, good[:, :2])
+    for name, array in (("flat", good[0]), ("whole numbers", good.astype(np.int64))):
+        with pytest.raises(DataError, match=r"positives\.npy is no array of vectors, expected \(rows, dim\)"):
+            opened(name, good, array)
+    (tmp_path / "flat" / "queries.npy").write_bytes(b"\x80\x04N.")
+    with pytest.raises(DataError, match=r"queries\.npy cannot be read as an array"):
+        Batches([SourceConfig(path=str(folder / "b.jsonl.gz"), teacher_vectors=str(tmp_path / "flat"))], 5, seed=1)
+    wide = vectors(tmp_path / "wide", np.zeros((20, 4), np.float32), np.zeros((20, 4), np.float32))
+    sources = [
+        SourceConfig(path=str(folder / "b.jsonl.gz"), teacher_vectors=vectors(tmp_path / "fine", good, good)),
+        SourceConfig(path=str(folder / "c.jsonl"), teacher_vectors=wide),
+    ]
+    with pytest.raises(DataError, match="unlike widths"):
+        Batches(sources, 5, seed=1)
+    with pytest.raises(DataError, match="which a stream has not"):
+        SourceConfig(path="x", streaming=True, teacher_vectors="v")
+
+
 def test_a_place_in_other_data_is_refused(folder: Path) -> None:
     data = mixture(folder)
     state = Batches(data, 4, seed=1).state()

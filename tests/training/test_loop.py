@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import small
+from sentence_transformers import SentenceTransformer
 
 from mbretrieve.errors import DataError, ModelError
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.training import loop, state
 from mbretrieve.training.config import TrainConfig
-from mbretrieve.training.setup import CHECKPOINTS, prepare
+from mbretrieve.training.running import CHECKPOINTS
+from mbretrieve.training.setup import prepare
 
 from .runs import losses, pairs, recipe
 
@@ -58,6 +61,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "margin": {"scored": True, "loss": {"name": "margin-mse"}, "model": {"kind": "dense"}},
     "cosine distillation": {"model": {"kind": "dense"}, "teacher": True},
     "relational distillation": {"model": {"kind": "joint"}, "teacher": True, "loss": {"distillation": "relational"}},
+    "distillation of vectors made beforehand": {"model": {"kind": "joint"}, "vectors": True},
     "checkpointing": {"model": {"gradient_checkpointing": True}},
 }
 
@@ -84,6 +88,8 @@ def test_loss_and_gradient_do_not_depend_on_the_token_budget(
         tables["loss"] = {**tables.get("loss", {}), "teacher": str(teacher)}
     if tables.pop("scored", False):
         tables["data"] = [{"path": str(scored), **SCORED}]
+    if tables.pop("vectors", False):
+        tables["data"] = [{"path": str(data), "teacher_vectors": str(taught(data, teacher, tmp_path))}]
     whole = first_gradients(recipe(start, data, **tables), tmp_path / "whole")
     for budget in (1, 60):
         run = {"run": {"token_budget": budget}}
@@ -93,6 +99,28 @@ def test_loss_and_gradient_do_not_depend_on_the_token_budget(
         assert whole[1].keys() == cut[1].keys()
         for parameter, grad in whole[1].items():
             torch.testing.assert_close(cut[1][parameter], grad, atol=1e-5, rtol=1e-4)
+
+
+def test_vectors_made_beforehand_teach_what_the_teacher_teaches(
+    start: Path, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    tables: dict[str, Any] = {"model": {"kind": "dense"}, "loss": {"distillation": "relational"}}
+    beforehand = [{"path": str(data), "teacher_vectors": str(taught(data, teacher, tmp_path))}]
+    online = {**tables, "loss": {**tables["loss"], "teacher": str(teacher)}}
+    value, grads, _ = first_gradients(recipe(start, data, **tables, data=beforehand), tmp_path / "beforehand")
+    expected = first_gradients(recipe(start, data, **online), tmp_path / "online")
+    assert value == pytest.approx(expected[0], abs=1e-5)
+    for parameter, grad in expected[1].items():
+        torch.testing.assert_close(grads[parameter], grad, atol=1e-5, rtol=1e-4)
+
+
+def taught(data: Path, teacher: Path, folder: Path) -> Path:
+    """Write a teacher's vectors of pairs."""
+    model = SentenceTransformer(str(teacher), device="cpu")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for name, side in (("queries", "query"), ("positives", "positive")):
+        np.save(folder / f"{name}.npy", model.encode([row[side] for row in rows]))
+    return folder
 
 
 RANKS = """

@@ -11,6 +11,7 @@ from transformers import ModernBertConfig as TheirConfig
 
 from mbretrieve import ColBERT
 from mbretrieve.errors import ModelError
+from mbretrieve.models.card import TrainingFacts
 from mbretrieve.models.config import ModernBertConfig
 from mbretrieve.models.files import read_json
 from mbretrieve.models.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def test_a_saved_model_is_transformers_and_ours_and_a_retriever(ids: torch.Tenso
     size = small.tokenizer(tmp_path / "tokenizer")
     config = ModernBertConfig.from_dict({**SMALL, "model_type": "modernbert", "vocab_size": size + 4})
     model = MaskedLanguageModel(config).eval()
-    model.save(tmp_path / "saved", Tokenizer.load(tmp_path / "tokenizer"))
+    model.save(tmp_path / "saved", Tokenizer.load(tmp_path / "tokenizer"), TrainingFacts())
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "saved")
     assert type(theirs) is ModernBertForMaskedLM
     with torch.no_grad():
@@ -75,6 +76,9 @@ def test_a_saved_model_is_transformers_and_ours_and_a_retriever(ids: torch.Tenso
     with torch.no_grad():
         assert torch.equal(again.eval().logits(ids, torch.tensor(LENGTHS)), got)
     assert (saved["pad_token_id"], saved["cls_token_id"]) == (3, 1)
+    card = (tmp_path / "saved" / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert f"| parameters | {sum(p.numel() for p in theirs.parameters()):,} |" in card
     assert ColBERT.from_pretrained(tmp_path / "saved", dtype="float32").encode_documents(["a text"])[0].shape[1] == 48
 
 

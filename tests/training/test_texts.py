@@ -75,7 +75,7 @@ def test_tokens_come_back_from_disk(folder: Path, tmp_path: Path) -> None:
     small.tokenizer(tmp_path / "tokenizer")
     tokenizer = Tokenizer.load(tmp_path / "tokenizer")
     sources = [TextConfig(path=str(folder / "code.py")), TextConfig(path=str(folder / "rows.jsonl"), name="rows")]
-    store = TokenStore.open(tmp_path / "tokens", sources, tokenizer, resumed=False)
+    store = TokenStore.open(tmp_path / "tokens", sources, tokenizer)
     expected = ["def f():\n    return 1\n", "the first", "the third"]
     ids = [content.ids for content in tokenizer.first_tokens(expected, 10**6)]
     assert store.sources == {"code.py": range(1), "rows": range(1, 3)}
@@ -87,16 +87,17 @@ def test_tokens_come_back_from_disk(folder: Path, tmp_path: Path) -> None:
     assert store.tokens(0, 0, 1).dtype == np.int64
 
 
-def test_a_store_of_other_texts_is_made_anew_or_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_store_is_kept_while_its_texts_are_the_same(folder: Path, tmp_path: Path) -> None:
     small.tokenizer(tmp_path / "tokenizer")
     tokenizer = Tokenizer.load(tmp_path / "tokenizer")
     source, place = TextConfig(path=str(folder / "code.py")), tmp_path / "tokens"
-    first = TokenStore.open(place, [source], tokenizer, resumed=False)
-    assert TokenStore.open(place, [source], tokenizer, resumed=True).identity == first.identity
+    first = TokenStore.open(place, [source], tokenizer)
+    written = (place / "starts.npy").stat().st_mtime_ns
+    assert TokenStore.open(place, [source], tokenizer).identity == first.identity
+    assert (place / "starts.npy").stat().st_mtime_ns == written
+    assert Tokenizer.load(place).fingerprint() == tokenizer.fingerprint()
     (folder / "code.py").write_text("x = 1\n", "utf-8")
-    with pytest.raises(DataError, match="are not those that the run began with"):
-        TokenStore.open(place, [source], tokenizer, resumed=True)
-    again = TokenStore.open(place, [source], tokenizer, resumed=False)
+    again = TokenStore.open(place, [source], tokenizer)
     assert again.identity != first.identity
     assert len(again.lengths) == 1
 
@@ -106,4 +107,4 @@ def test_sources_without_a_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "blank.txt").write_text(" \n", "utf-8")
     tokenizer = Tokenizer.load(tmp_path / "tokenizer")
     with pytest.raises(DataError, match=r"blank.txt has no text"):
-        TokenStore.open(tmp_path / "tokens", [TextConfig(path=str(tmp_path / "blank.txt"))], tokenizer, resumed=False)
+        TokenStore.open(tmp_path / "tokens", [TextConfig(path=str(tmp_path / "blank.txt"))], tokenizer)

@@ -53,3 +53,20 @@ def test_what_cannot_be_trained_is_said() -> None:
         train_tokenizer(CORPUS, 200)
     with pytest.raises(DataError, match=r"a vocabulary of \d+ tokens, expected 30000"):
         train_tokenizer(CORPUS, 30_000)
+
+
+def test_words_of_code_are_short_and_of_one_spelling(tmp_path: Path) -> None:
+    train_tokenizer([*CORPUS, "getUserName parseHTTPServer snake_case"] * 3, 330, words="code").save(tmp_path)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.load(tmp_path)
+
+    def ids(text: str) -> list[int]:
+        return ours.first_tokens([text], 10**6)[0].ids
+
+    same = ["getUserName(self)", "get_user_name self", "get user name\n\t'self',", "GET USER NAME [self];"]
+    assert len({tuple(ids(text)) for text in same}) == 1
+    assert ids("parseHTTPServer") == ids("parse http server")
+    assert ids("a==b") != ids("a b")  # signs that say something stay
+    for text in TEXTS:
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids(text)
+        assert ours.token_id("[UNK]") not in ids(text)
+    assert max(map(len, theirs.get_vocab())) <= 20

@@ -26,6 +26,7 @@ class Batches:
     The next source is the one that is furthest behind its weight's share, so that after any number of steps each has
     had its share to within a few batches. What an epoch of a source has over whole batches is left out, by another
     order in each epoch. ``length_bucket`` times a batch's examples are sorted by length before they are cut.
+    ``teacher_dim`` is the width of the teacher's vectors that examples have (None: none has any).
     Raises: DataError, with file and line, for what cannot be read, and for a source smaller than a batch;
     MissingExtraError.
     """
@@ -37,6 +38,12 @@ class Batches:
             (StreamSource if source.streaming else TableSource)(source, number, batch_size, seed, length_bucket)
             for number, source in enumerate(data)
         ]
+        widths = {source.teacher_dim for source in self._sources} - {None}
+        if len(widths) > 1:
+            raise DataError(
+                f"the sources' teacher_vectors have unlike widths, {sorted(map(str, widths))}: name one teacher's"
+            )
+        self.teacher_dim = next(iter(widths), None)
         weights = [
             source.weight or (1.0 if opened.rows is None else float(opened.rows // batch_size))
             for source, opened in zip(data, self._sources, strict=True)

@@ -1,7 +1,7 @@
 """One example of training, and the columns that a batch of examples has as a score matrix."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +14,8 @@ Item = TypeVar("Item")
 class Example:
     """A query, a text that answers it and texts that do not; prompts of their source in front.
 
-    ``scores`` are a teacher's: the positive's first, then one for each negative.
+    ``scores`` are a teacher's: the positive's first, then one for each negative. ``vectors`` are a teacher's too, the
+    query's and the positive's, (2, dim) float32.
     """
 
     query: str
@@ -22,6 +23,7 @@ class Example:
     negatives: tuple[str, ...] = ()
     scores: tuple[float, ...] | None = None
     source: str = ""
+    vectors: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 def documents(batch: Sequence[Example]) -> list[str]:

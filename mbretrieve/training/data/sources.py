@@ -5,6 +5,8 @@ are shuffled each; where a block began and how many of its batches were taken is
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ from mbretrieve.training.config import SourceConfig
 from mbretrieve.training.data.example import Example
 from mbretrieve.training.data.formats import Reader, open_rows, stream_rows
 from mbretrieve.training.data.tables import JsonLines
+from mbretrieve.training.data.vectors import TeacherVectors
 
 # Examples that a stream holds at once, to be shuffled: as many as keep its neighbours apart and fit a small memory.
 _BLOCK = 8192
@@ -29,6 +32,10 @@ class Source(Protocol):
     @property
     def epoch(self) -> float:
         """How many times the source was gone through."""
+
+    @property
+    def teacher_dim(self) -> int | None:
+        """The width of the teacher's vectors that its examples have; None: they have none."""
 
     def next(self) -> list[Example]:
         """Return the next batch."""
@@ -85,6 +92,7 @@ class TableSource:
                 f"{source.title} has {len(self._examples)} examples, expected at least the {batch_size} of a batch: "
                 "lower run.batch_size or join it to another source"
             )
+        self._vectors = _teacher_vectors(source, len(self._table))
         self._taken = 0
         self._window: tuple[tuple[int, int], list[list[Example]]] | None = None
         self._order: tuple[int, np.ndarray[Any, Any]] | None = None
@@ -98,6 +106,11 @@ class TableSource:
     def epoch(self) -> float:
         """How many times the source was gone through."""
         return self._taken / self._batches
+
+    @property
+    def teacher_dim(self) -> int | None:
+        """The width of the teacher's vectors."""
+        return None if self._vectors is None else self._vectors.dim
 
     def next(self) -> list[Example]:
         """Return the next batch. Raises: DataError for a row that is no example."""
@@ -128,7 +141,7 @@ class TableSource:
     def _example(self, at: int) -> Example:
         example = self._make(self._table.row(at), self._table.place(at))
         assert example is not None
-        return example
+        return example if self._vectors is None else replace(example, vectors=self._vectors[at])
 
     def _read(self, epoch: int, window: int) -> list[list[Example]]:
         """Read one window of an epoch's order and cut it into batches."""
@@ -164,6 +177,11 @@ class StreamSource:
     def epoch(self) -> float:
         """How many times the source was gone through."""
         return float(self._epoch)
+
+    @property
+    def teacher_dim(self) -> None:
+        """A stream has no rows by number, and no vectors."""
+        return
 
     def next(self) -> list[Example]:
         """Return the next batch. Raises: DataError for a row that is no example, or a stream without a whole batch."""
@@ -224,6 +242,11 @@ def _cut(examples: list[Example], size: int, bucket: int, random: np.random.Gene
         return batches
     # Within a batch too: its first share would be the short ones, and one process idle while another works.
     return [[batches[at][i] for i in random.permutation(size)] for at in random.permutation(len(batches))]
+
+
+def _teacher_vectors(source: SourceConfig, rows: int) -> TeacherVectors | None:
+    folder = source.teacher_vectors
+    return None if folder is None else TeacherVectors(Path(folder).expanduser(), rows)
 
 
 def _length(example: Example) -> int:
