@@ -21,8 +21,10 @@ from mbretrieve.index.windows import Table
 Integers = NDArray[np.int64]
 
 BLOCK_TOKENS = 1 << 16
-LOSS_TOKENS = 4096
-HELD_OUT = 0.05  # of the windows, to measure what a codebook loses of vectors that it was not trained on
+LOSS_TOKENS = 16384
+# Held out of training to measure what a codebook loses of vectors to come: some stretches of neighbours. Windows of one
+# file are alike: a codebook that has seen some of them loses less of the others than it will of new files.
+STRETCHES, HELD_OUT = 64, 6
 
 
 class Decoded:
@@ -69,10 +71,10 @@ def sample(sources: Sequence[Source], tokens: int, seed: int = 0) -> NDArray[np.
 def train(sources: Sequence[Source], bits: int, tokens: int, memory: int, seed: int = 0) -> Codebook:
     """Train a codebook on the sources for an index of so many tokens, in no more than ``memory`` bytes.
 
-    Its error is that of windows none of whose tokens it was trained on: tokens of one text are more alike.
+    Its error is that of windows it was not trained on, nor on their neighbours.
     """
     random = np.random.default_rng(seed)
-    held = [random.random(len(source.rows)) < HELD_OUT for source in sources]
+    held = [_some_stretches(len(source.rows), random) for source in sources]
     seen, unseen = (
         [source._replace(rows=source.rows[some ^ flip]) for source, some in zip(sources, held, strict=True)]
         for flip in (True, False)
@@ -84,6 +86,11 @@ def train(sources: Sequence[Source], bits: int, tokens: int, memory: int, seed: 
     drawn = sample(seen if enough else sources, min(max(plan.SAMPLE_TOKENS, plan.SAMPLE_PER_LIST * lists), most))
     codebook = train_codebook(drawn, min(lists, max(1, len(drawn) // plan.LEAST_PER_LIST)), bits)
     return replace(codebook, error=loss(codebook, unseen)) if enough else codebook
+
+
+def _some_stretches(rows: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    stretches = np.arange(rows) * STRETCHES // max(1, rows)
+    return np.isin(stretches, random.choice(STRETCHES, HELD_OUT, replace=False))
 
 
 def loss(codebook: Codebook, sources: Sequence[Source]) -> float:
@@ -185,7 +192,8 @@ def merge(
                 lengths = segment.offsets[some + 1] - segment.offsets[some]
                 at = _places(segment.offsets, some)
                 writer.append(segment.assignments[at], segment.codes[at], lengths, segment.windows.table[some])
-        merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory)
+        # What is mapped, and what the build left behind, wants its share of the memory, too.
+        merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory // 4)
         return Written(writer.name, writer.rows, writer.tokens, writer.finish())
     finally:
         writer.close()

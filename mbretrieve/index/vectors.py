@@ -44,6 +44,7 @@ class VectorStore:
         self._segment: SegmentWriter | None = None
         self._segment_key = 0  # of the segment being written; 0 is nobody's
         self._codebooks: dict[int, Codebook] = {}
+        self._usual_loss: dict[int, float] = {}  # by codebook, where it is more than the one it was stored with
         self.expected = 0
 
     def sweep(self) -> None:
@@ -286,7 +287,7 @@ class VectorStore:
         return open_segment(self._index, record, self._layout, self._dim, self._codebooks)
 
     def _codebook_for(self, sources: Sequence["Source"], *, patient: bool) -> "tuple[int, Codebook] | None":
-        """Return the codebook for new vectors: the newest if it suits them, or one trained for them.
+        """Return the codebook for new vectors: the newest if it suits them, or one trained for them if it does better.
 
         None if they are unlike the old ones, but too few to be trained on: who is patient waits for more.
         """
@@ -303,11 +304,18 @@ class VectorStore:
             few = tokens < plan.DRIFT_TOKENS
             if len(records) >= MOST_CODEBOOKS or (few and not patient):
                 return newest.key, codebook
-            if loss(codebook, sources) <= plan.DRIFT * newest.error:
+            lost = loss(codebook, sources)
+            if lost <= plan.DRIFT * max(newest.error, self._usual_loss.get(newest.key, 0)):
                 return newest.key, codebook
             if few:
                 return None
-        trained = train(sources, bits, self._all_tokens(), self.memory)
+            trained = train(sources, bits, self._all_tokens(), self.memory)
+            if lost <= plan.DRIFT * trained.error:
+                # Harder to compress, not of another kind: a codebook of their own would lose nearly as much.
+                self._usual_loss[newest.key] = lost
+                return newest.key, codebook
+        else:
+            trained = train(sources, bits, self._all_tokens(), self.memory)
         return self._put_codebook(trained), trained
 
     def _put_codebook(self, codebook: "Codebook") -> int:

@@ -140,9 +140,8 @@ class Loop:
     def _represent(
         self, batches: list[MicroBatch], found: Sequence[tuple[Tensor, ...]], taught: tuple[Tensor, Tensor] | None
     ) -> Representations:
-        whole = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)]
         return Representations(
-            encoded=self._run.student.encoded(whole),
+            parts=[self._run.student.encoded(tensors) for tensors in found],
             query_rows=[rows for batch in batches for rows in batch.query_rows],
             document_rows=[rows for batch in batches for rows in batch.document_rows],
             query_ids=[number for batch in batches for number in batch.query_ids],
@@ -160,8 +159,10 @@ class Loop:
         def rows(part: Tensor | None) -> Tensor | None:
             return None if part is None else gather_rows(part)
 
+        # As one part: the processes may have unlike numbers of micro-batches.
+        sides = [[part for part in parts if part is not None] for parts in zip(*own.parts, strict=True)]
         return Representations(
-            encoded=Encoded(*(rows(part) for part in own.encoded)),
+            parts=[Encoded(*(gather_rows(torch.cat(parts)) if parts else None for parts in sides))],
             query_rows=gather_counts(own.query_rows, device),
             document_rows=gather_counts(own.document_rows, device),
             query_ids=gather_counts(own.query_ids, device),

@@ -6,7 +6,7 @@ how the texts were cut into micro-batches or spread over processes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -54,14 +54,14 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Representations:
-    """All that was made of some texts of a step: tensors as in ``Encoded``, and which texts' they are.
+    """All that was made of some texts of a step, in parts that lie one behind the other, and which texts' they are.
 
     ``query_rows`` and ``document_rows`` count each text's rows; ``query_ids`` and ``document_ids`` are the texts'
     numbers, in the order in which they lie. ``query_teacher`` (Q, dim) and ``document_teacher`` (D, dim) are the
     teacher's vectors for them, or None.
     """
 
-    encoded: Encoded
+    parts: Sequence[Encoded]
     query_rows: list[int]
     document_rows: list[int]
     query_ids: list[int]
@@ -148,16 +148,13 @@ class Objective(nn.Module):
         return losses.matryoshka(score, loss, widths, [weights.get(width, 1.0) for width in widths])
 
     def _sides(self, kind: Kind, found: Representations, width: int) -> tuple[Tensor, Tensor]:
-        """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched."""
-        encoded = found.encoded
-        pairs: dict[Kind, tuple[Tensor | None, Tensor | None]] = {
-            "colbert": (encoded.query_rows, encoded.document_rows),
-            "dense": (encoded.query_vectors, encoded.document_vectors),
-        }
-        cut = [side[:, :width] for side in pairs[kind] if side is not None]
+        """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched.
+
+        Scaled part by part: joined before, the vectors of a large batch would be held twice for the backward.
+        """
         queries, documents = (
-            F.normalize(side, dim=1) if scaled else side
-            for side, scaled in zip(cut, self._normalizes[kind], strict=True)
+            _joined(F.normalize(part[:, :width], dim=1) if scaled else part[:, :width] for part in side)
+            for side, scaled in zip(_of_head(kind, found), self._normalizes[kind], strict=True)
         )
         return queries, documents
 
@@ -208,16 +205,29 @@ class Objective(nn.Module):
         return losses.margin_mse(scores * self.scale(kind), teacher)
 
     def _distillation(self, found: Representations, wanted: Targets) -> Tensor:
-        students = [found.encoded.query_vectors, found.encoded.document_vectors]
+        queries, documents = (_joined(side) for side in _of_head("dense", found))
         teachers = [found.query_teacher, found.document_teacher]
-        if wanted.vectors is not None and students[1] is not None:  # made beforehand, of queries and positives only
-            students[1] = students[1][_positives(found, wanted).to(students[1].device)]
-            teachers = list(wanted.vectors[torch.tensor(found.query_ids)].to(students[1].device).unbind(1))
-        student = torch.cat([side for side in students if side is not None])
+        if wanted.vectors is not None:  # made beforehand, of queries and positives only
+            documents = documents[_positives(found, wanted).to(documents.device)]
+            teachers = list(wanted.vectors[torch.tensor(found.query_ids)].to(documents.device).unbind(1))
+        student = torch.cat([queries, documents])
         teacher = torch.cat([side for side in teachers if side is not None])
         if self.config.distillation == "relational":
             return losses.relational_distillation(student, teacher)
         return losses.cosine_distillation(student if self.to_teacher is None else self.to_teacher(student), teacher)
+
+
+def _of_head(kind: Kind, found: Representations) -> tuple[list[Tensor], list[Tensor]]:
+    """The parts of one head's queries, and those of its documents."""
+    late = kind == "colbert"
+    queries = [part.query_rows if late else part.query_vectors for part in found.parts]
+    documents = [part.document_rows if late else part.document_vectors for part in found.parts]
+    return [part for part in queries if part is not None], [part for part in documents if part is not None]
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    held = list(parts)
+    return torch.cat(held) if len(held) > 1 else held[0]
 
 
 def _positives(found: Representations, wanted: Targets) -> Tensor:

@@ -40,6 +40,7 @@ class TokenizerConfig:
 
     model: str | None = None  # whose tokenizer: a folder, a name on the Hub, or "bundled"; the start's
     vocab_size: Count | None = None  # train one of so many tokens instead
+    words: Literal["text", "code"] = "text"  # what it takes for words: see tokenizer_training
     limit: Count = 200_000  # texts it is trained on, evenly over the sources
 
     def __post_init__(self) -> None:

@@ -98,7 +98,7 @@ def _tokenizer(config: PretrainConfig) -> Tokenizer:
         return load(folder).tokenizer if read_json(folder / "config.json") else Tokenizer.load(folder)
     assert config.tokenizer.vocab_size is not None  # PretrainConfig sees to it
     longest = max(phase.length for phase in config.phase)
-    return train_tokenizer(_sample(config), config.tokenizer.vocab_size, longest)
+    return train_tokenizer(_sample(config), config.tokenizer.vocab_size, longest, config.tokenizer.words)
 
 
 def _sample(config: PretrainConfig) -> Iterator[str]:

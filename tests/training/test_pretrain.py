@@ -21,9 +21,11 @@ from mbretrieve.cli import main
 from mbretrieve.errors import DataError, MbretrieveError
 from mbretrieve.models.files import read_json
 from mbretrieve.training import pretrain as room
+from mbretrieve.training.masked_steps import PhaseSteps
 from mbretrieve.training.pretrain import pretrain
 from mbretrieve.training.pretrain_config import PretrainConfig
-from mbretrieve.training.pretrain_start import open_model
+from mbretrieve.training.pretrain_start import begin, open_model
+from mbretrieve.training.token_store import TokenStore
 
 pytest.importorskip("accelerate")
 
@@ -258,11 +260,16 @@ def test_the_bundled_model_can_be_trained_on(texts: Path, tmp_path: Path) -> Non
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "more").config.num_hidden_layers == 4
 
 
-def test_two_sources_come_as_often_as_they_say(texts: Path, tmp_path: Path) -> None:
-    from mbretrieve.training.masked_steps import PhaseSteps
-    from mbretrieve.training.pretrain_start import begin
-    from mbretrieve.training.token_store import TokenStore
+def test_a_recipe_says_what_its_tokenizer_takes_for_words(texts: Path) -> None:
+    code, text = (
+        begin(recipe(texts, tokenizer={"vocab_size": 290, "words": words})).tokenizer for words in ("code", "text")
+    )
+    split, whole = (tokenizer.first_tokens(["readFile", "read File"], 99) for tokenizer in (code, text))
+    assert split[0].ids == split[1].ids
+    assert whole[0].ids != whole[1].ids
 
+
+def test_two_sources_come_as_often_as_they_say(texts: Path, tmp_path: Path) -> None:
     rows = [{"name": "a", "path": str(texts), "limit": 100, "repeat": 2.5}, {"name": "b", "path": str(texts)}]
     config = recipe(texts, text=rows)
     tokenizer = begin(config).tokenizer
