@@ -23,6 +23,8 @@ from mbretrieve.models.config import ModernBertConfig
 from mbretrieve.models.modernbert import ModernBert
 from mbretrieve.models.settings import Checkpoint, DenseLayer, Settings, Side
 
+_LENGTH = 2.0
+
 
 def deepened(static: Checkpoint, layers: int, intermediate: int) -> tuple[ModernBertConfig, dict[str, Tensor]]:
     """Return config and weights of a model of ``layers`` layers that computes what one of none does.
@@ -44,12 +46,18 @@ def deepened(static: Checkpoint, layers: int, intermediate: int) -> tuple[Modern
 
 @torch.no_grad()
 def token_head(static: Checkpoint, counts: NDArray[np.int64], width: int) -> Tensor:
-    """Return the first principal directions of the tokens' states, each weighted by its count: (width, hidden)."""
+    """Return the first principal directions of the tokens' states, each weighted by its count: (width, hidden).
+
+    They are scaled so that a token's vector is ``_LENGTH`` long in the mean: queries keep that length, and with vectors
+    ten times as long the first softmax over MaxSim's sums would see one document.
+    """
     model = ModernBert(static.config, {name: tensor.float() for name, tensor in static.backbone.items()})
     words = torch.arange(static.config.vocab_size)
     states: Tensor = model(words, [1] * len(words))
     weights = torch.from_numpy(counts).float().sqrt()[:, None]
-    return torch.linalg.svd(states * weights, full_matrices=False).Vh[:width].contiguous()
+    directions = torch.linalg.svd(states * weights, full_matrices=False).Vh[:width]
+    lengths = (states @ directions.T).norm(dim=1)
+    return directions * (_LENGTH * counts.sum() / (lengths * torch.from_numpy(counts)).sum())
 
 
 def main() -> None:

@@ -58,7 +58,12 @@ def weighted(vectors: Tensor, counts: NDArray[np.int64]) -> Tensor:
 
 
 def static_model(tokenizer: Tokenizer, table: Tensor, heads: int) -> Checkpoint:
-    """Return a ModernBERT without layers over a table of embeddings, its text vector their mean."""
+    """Return a ModernBERT without layers over a table of embeddings, its text vector their mean.
+
+    Special tokens, which say nothing of a text, begin as zeros.
+    """
+    specials = [tokenizer.token_id(token) for token in tokenizer.roles.values()]
+    table = table.index_fill(0, torch.tensor([token for token in specials if token is not None]), 0.0)
     roles = {f"{role}_token_id": tokenizer.role_id(f"{role}_token") for role in ("pad", "cls", "sep")}
     length = tokenizer.model_max_length or 8192
     config = ModernBertConfig.from_dict(
@@ -94,8 +99,6 @@ def main() -> None:
     vectors = Teacher(arguments.teacher, 16).encode(strings(arguments.tokenizer))
     counts = token_counts(tokenizer, read_texts(arguments.pairs, arguments.sample))
     table = weighted(principal(torch.from_numpy(vectors).float(), arguments.hidden_size), counts)
-    specials = [tokenizer.token_id(token) for token in set(tokenizer.roles.values())]
-    table[[token for token in specials if token is not None]] = 0.0
     save(static_model(tokenizer, table, arguments.heads), arguments.output)
 
 
