@@ -30,7 +30,7 @@ lint: $(VENV)/tested
 test-compat: VENV := .venv-compat
 test-compat:
 	$(MAKE) VENV=$(VENV) CONSTRAINTS=constraints-lowest.txt $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints-lowest.txt pylate matplotlib pytest pytest-xdist hypothesis
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints-lowest.txt pylate bm25s PyStemmer matplotlib pytest pytest-xdist hypothesis
 	MBRETRIEVE_PYLATE_PYTHON=$(VENV)/bin/python $(VENV)/bin/python -m pytest -m "not slow" -n auto \
 	  tests/test_scoring.py tests/models tests/index tests/corpus tests/test_retriever.py tests/test_folder.py \
 	  tests/cli --ignore tests/cli/test_eval_command.py
