@@ -57,7 +57,9 @@ def token_head(static: Checkpoint, counts: NDArray[np.int64], width: int) -> Ten
     weights = torch.from_numpy(counts).float().sqrt()[:, None]
     directions = torch.linalg.svd(states * weights, full_matrices=False).Vh[:width]
     lengths = (states @ directions.T).norm(dim=1)
-    return directions * (_LENGTH * counts.sum() / (lengths * torch.from_numpy(counts)).sum())
+    mean = (lengths * torch.from_numpy(counts)).sum() / int(counts.sum())
+    head: Tensor = directions * (_LENGTH / mean)
+    return head
 
 
 def main() -> None:
