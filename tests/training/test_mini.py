@@ -335,7 +335,7 @@ def test_from_pairs_to_a_model_that_training_starts_from(mini: Any, pairs: Path,
     torch.testing.assert_close(products, products[0, 0] * torch.eye(8), atol=1e-4 * float(products[0, 0]), rtol=0)
     late = ColBERT.from_pretrained(tmp_path / "deep", device="cpu", dtype="float32")
     assert late.encode_documents(texts)[0].shape[1] == 8
-    found = late.encode_queries(list(mini("texts").read_texts([pairs], 99)))
+    found = late.encode_queries(list(mini("texts").read_texts([pairs], 200)))
     lengths = np.linalg.norm(np.concatenate([rows[1:-1] for rows in found]), axis=1)  # without the special tokens
     assert lengths.mean() == pytest.approx(2.0, rel=0.05)
 
