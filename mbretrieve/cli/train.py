@@ -45,7 +45,8 @@ def command(recipe: Path, settings: tuple[str, ...], output: Path | None, resume
         raise click.UsageError("--output is missing: name the folder of the model")
     main = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     if main:
-        click.echo(printable(config.to_toml()), nl=False)
+        for line in config.to_toml().splitlines():
+            click.echo(printable(line))
     if dry_run:
         _preview(config)
         return None
