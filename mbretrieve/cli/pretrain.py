@@ -1,7 +1,5 @@
 """``mbretrieve pretrain``: a recipe and texts in, a backbone out."""
 
-import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +8,7 @@ import click
 from mbretrieve.cli.indexing import say
 from mbretrieve.cli.printable import printable
 from mbretrieve.cli.progress import progress_bars
+from mbretrieve.cli.runs import ended, show_recipe, speaks
 from mbretrieve.cli.sizes import human_size
 
 if TYPE_CHECKING:
@@ -43,15 +42,13 @@ def command(recipe: Path, settings: tuple[str, ...], output: Path | None, resume
     config = PretrainConfig.load(recipe, settings)
     if output is None and not dry_run:
         raise click.UsageError("--output is missing: name the folder of the backbone")
-    main = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-    if main:
-        for line in config.to_toml().splitlines():
-            click.echo(printable(line))
+    if speaks():
+        show_recipe(config.to_toml())
     if dry_run:
         _show(config)
         return None
     assert output is not None
-    return _pretrain(config, output, resume, main)
+    return _pretrain(config, output, resume)
 
 
 def _show(config: "PretrainConfig") -> None:
@@ -71,17 +68,14 @@ def _show(config: "PretrainConfig") -> None:
         click.echo(f"  {printable(text)}")
 
 
-def _pretrain(config: "PretrainConfig", output: Path, resume: bool, main: bool) -> int:
+def _pretrain(config: "PretrainConfig", output: Path, resume: bool) -> int:
     from mbretrieve.training.pretrain import pretrain
 
     outcome = pretrain(
-        config, output, resume=resume, say=say if main else lambda _: None, progress=progress_bars() if main else None
+        config,
+        output,
+        resume=resume,
+        say=say if speaks() else lambda _: None,
+        progress=progress_bars() if speaks() else None,
     )
-    if outcome.stopped is not None:
-        name = signal.Signals(outcome.stopped).name
-        if main:
-            say(f"{name}: stopped after {outcome.step} of {outcome.steps} steps, checkpoint written; --resume goes on")
-        return 128 + outcome.stopped
-    if main:
-        say(f"{output} is the backbone, after {outcome.steps} steps of {outcome.tokens:,} tokens")
-    return 0
+    return ended(outcome, output, "backbone")

@@ -1,15 +1,13 @@
 """``mbretrieve train``: a recipe in, a model out."""
 
-import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mbretrieve.cli.indexing import say
-from mbretrieve.cli.printable import printable
 from mbretrieve.cli.progress import progress_bars
+from mbretrieve.cli.runs import ended, show_recipe, speaks
 from mbretrieve.cli.tables import console
 
 if TYPE_CHECKING:
@@ -43,15 +41,13 @@ def command(recipe: Path, settings: tuple[str, ...], output: Path | None, resume
     config = TrainConfig.load(recipe, settings)
     if output is None and not dry_run:
         raise click.UsageError("--output is missing: name the folder of the model")
-    main = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-    if main:
-        for line in config.to_toml().splitlines():
-            click.echo(printable(line))
+    if speaks():
+        show_recipe(config.to_toml())
     if dry_run:
         _preview(config)
         return None
     assert output is not None
-    return _train(config, output, resume, main)
+    return _train(config, output, resume)
 
 
 def _preview(config: "TrainConfig") -> None:
@@ -68,7 +64,7 @@ def _preview(config: "TrainConfig") -> None:
     console(TABLE_COLUMNS).print(render(preview(config, student.encoder(dtype=torch.float32), batches)))
 
 
-def _train(config: "TrainConfig", output: Path, resume: bool, main: bool) -> int:
+def _train(config: "TrainConfig", output: Path, resume: bool) -> int:
     from mbretrieve.training.loop import train
     from mbretrieve.training.validation import evaluator
 
@@ -77,14 +73,7 @@ def _train(config: "TrainConfig", output: Path, resume: bool, main: bool) -> int
         output,
         resume=resume,
         evaluate=evaluator(config.evaluation),
-        say=say if main else lambda _: None,
+        say=say if speaks() else lambda _: None,
         progress=progress_bars(),
     )
-    if outcome.stopped is not None:
-        name = signal.Signals(outcome.stopped).name
-        if main:
-            say(f"{name}: stopped after {outcome.step} of {outcome.steps} steps, checkpoint written; --resume goes on")
-        return 128 + outcome.stopped
-    if main:
-        say(f"{output} is the model, after {outcome.steps} steps of {outcome.tokens:,} tokens")
-    return 0
+    return ended(outcome, output, "model")
