@@ -89,7 +89,7 @@ class Encoder(Protocol):
         """Tokenize without special tokens and without a limit: each text's tokens' (tokens, 2) character ranges."""
 
     def encode_queries(self, texts: Sequence[str]) -> Any:
-        """Encode queries: a list of (tokens_i, dim) float32 arrays (ColBERT), of ``JointVectors``, or one (n, dim) array
+        """Encode queries: a list of (tokens_i, dim) float32 arrays (ColBERT), of ``JointVectors``, or an (n, dim) array
         (dense)."""
 
     def encode_documents(self, texts: Sequence[str]) -> Any:

@@ -18,7 +18,7 @@ from mbretrieve.bench.build import packing
 from mbretrieve.errors import DataError
 from mbretrieve.evaluation import exact, provenance
 from mbretrieve.evaluation.metrics import agreement
-from mbretrieve.index import DenseIndex, Effort, Match, MultiVectorIndex
+from mbretrieve.index import AnyIndex, Effort, Match
 from mbretrieve.index.plan import widened
 from mbretrieve.index.store import MEMORY
 from mbretrieve.retriever import Retriever, passage
@@ -167,7 +167,7 @@ def _measure(
     return float(np.median(exact_ms)), points, points[settings.index(default)]
 
 
-def _point(index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], wanted: Run, effort: Effort) -> Point:
+def _point(index: AnyIndex, queries: Sequence[FloatArray], wanted: Run, effort: Effort) -> Point:
     # Before anything is timed: what is read for the first time is checked, which takes longer.
     deep = _as_run(index.search(queries, DEEP, effort=widened(effort, DEEP)))
     first = _as_run(index.search(queries, K, effort=effort))
@@ -192,9 +192,7 @@ def _latencies(searches: Sequence[Callable[[], Any]]) -> list[float]:
     return took
 
 
-def _queries_a_second(
-    index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], effort: Effort, threads: int
-) -> float:
+def _queries_a_second(index: AnyIndex, queries: Sequence[FloatArray], effort: Effort, threads: int) -> float:
     """Return how many are answered where so many callers ask one after another, each on a thread of its own."""
     import torch
 
@@ -218,7 +216,7 @@ def _alone() -> None:
     faiss.omp_set_num_threads(1)
 
 
-def _stored(index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], progress: Progress | None) -> Run:
+def _stored(index: AnyIndex, queries: Sequence[FloatArray], progress: Progress | None) -> Run:
     """Score every document by the vectors in the index."""
     if progress is not None:
         progress.start("exact search", len(queries))
