@@ -21,7 +21,7 @@ from mbretrieve.errors import DataError, ModelError
 from mbretrieve.index import AnyIndex, Entry, Match, create_index, open_index
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.index.store import MEMORY, Writer
-from mbretrieve.types import Document, Encoder, Hit, JointVectors, ModelIdentity, Progress, Where
+from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where, as_window, rows_of
 
 Mode = Literal["hybrid", "semantic", "lexical"]
 Fusion = Literal["weighted", "rrf"]
@@ -99,16 +99,6 @@ def cut(offsets: np.ndarray, start: int, end: int, room: int) -> list[tuple[int,
     starts = [start, *(int(offsets[first, 0]) for first in firsts[1:])]
     ends = [*(int(offsets[first + room - 1, 1]) for first in firsts[:-1]), end]
     return list(zip(starts, ends, strict=True))
-
-
-def as_window(vectors: np.ndarray | JointVectors) -> np.ndarray | JointVectors:
-    """Return what an encoder gives of a text as an index takes a window: a dense vector is an array of one row."""
-    return vectors if isinstance(vectors, JointVectors) else np.atleast_2d(vectors)
-
-
-def token_rows(window: np.ndarray | JointVectors) -> np.ndarray:
-    """Return the vectors of a window that it is scored by: (tokens, dim)."""
-    return window.tokens if isinstance(window, JointVectors) else window
 
 
 def _by_id(matches: Iterable[Match]) -> dict[str, Match]:
@@ -241,7 +231,7 @@ class Session:
                 )
             )
         self._writer.add(entries)
-        tokens = sum(len(token_rows(window)) for entry in entries for window in entry.vectors)
+        tokens = sum(len(rows_of(window, "colbert")) for entry in entries for window in entry.vectors)
         self.report.encoded += len(entries)
         self.report.tokens += tokens
         return tokens

@@ -33,6 +33,18 @@ class JointVectors:
     pooled: FloatArray
 
 
+def as_window(vectors: FloatArray | JointVectors) -> FloatArray | JointVectors:
+    """Return what an encoder gives of a text as an index takes a window: a dense vector is an array of one row."""
+    return vectors if isinstance(vectors, JointVectors) else np.atleast_2d(vectors)
+
+
+def rows_of(vectors: FloatArray | JointVectors, head: Head) -> FloatArray:
+    """Return what an encoder gives of a text by one head, (n, dim); an encoder of one head has no other."""
+    if isinstance(vectors, JointVectors):
+        return vectors.tokens if head == "colbert" else vectors.pooled[None]
+    return np.atleast_2d(vectors)
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text to be found, under an id of the caller's.
