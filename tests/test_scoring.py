@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.scoring import (
     CompressedTokens,
+    blocks,
     cosine,
     maxsim,
     maxsim_compressed,
@@ -73,9 +74,9 @@ def test_ragged_equals_three_loops_at_any_block_size(
 ) -> None:
     q, d = draw(seed, queries, dim), draw(seed + 1, documents, dim)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "BLOCK_TOKENS", tokens)
+        patch.setattr(blocks, "BLOCK_TOKENS", tokens)
         patch.setattr(search, "BLOCK_SIMILARITIES", tokens)
-        patch.setattr(search, "BLOCK_MAXIMA", maxima)
+        patch.setattr(blocks, "BLOCK_MAXIMA", maxima)
         scores = maxsim_ragged_batch([torch.from_numpy(query) for query in q], *ragged(d))
     assert scores.dtype == torch.float32
     np.testing.assert_allclose(scores, by_loops(q, d), rtol=1e-4, atol=1e-4)
@@ -211,8 +212,8 @@ def test_compressed_equals_maxsim_of_the_decoded_tokens(
     rows = np.array(data.draw(st.lists(st.integers(0, len(d) - 1), max_size=8)), dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
-        for name in ("BLOCK_TOKENS", "BLOCK_SIMILARITIES", "BLOCK_MAXIMA"):
-            patch.setattr(search, name, block)
+        for module, name in (blocks, "BLOCK_TOKENS"), (search, "BLOCK_SIMILARITIES"), (blocks, "BLOCK_MAXIMA"):
+            patch.setattr(module, name, block)
         some = maxsim_compressed([torch.from_numpy(query) for query in q], tokens, offsets, rows)
         scores = maxsim_compressed([torch.from_numpy(query) for query in q], tokens, offsets)
     (queries_, query_mask), (documents_, document_mask) = padded(q, 0.0), padded(d, 0.0)

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.files import save_array
-from mbretrieve.index.kmeans import nearest, train_centroids
 from mbretrieve.index.products import ProductQuantizer, train_products
-from mbretrieve.scoring import SCALES, CompressedTokens
+from mbretrieve.scoring import SCALES, CompressedTokens, spares_torch
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -76,13 +74,24 @@ class Coarse:
 
     def assign(self, rotated: Floats) -> NDArray[np.int32]:
         """Return each token's centroid, the nearest: (n, padded) -> (n,)."""
+        from mbretrieve.index.kmeans import nearest  # it needs torch, which not every reader does
+
         return nearest(rotated, self.centroids)
 
     def nearest_lists(self, rotated: Floats, count: int) -> tuple[Floats, NDArray[np.int64], Floats]:
         """Return the products of (n, padded) with all centroids (n, L), and of at most ``count`` of these the largest:
         their numbers and themselves (n, count)."""
+        count = min(count, len(self.centroids))
+        if spares_torch():
+            scores: Floats = rotated @ self.centroids.T
+            some = np.argpartition(scores, -count, axis=1)[:, -count:]
+            order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1)
+            best = np.take_along_axis(some, order, axis=1)
+            return scores, best, np.take_along_axis(scores, best, axis=1)
+        import torch
+
         products = torch.from_numpy(rotated) @ torch.from_numpy(self.centroids).T
-        largest, numbers = torch.topk(products, min(count, len(self.centroids)), dim=1)
+        largest, numbers = torch.topk(products, count, dim=1)
         return products.numpy(), numbers.numpy(), largest.numpy()
 
     def pack_products(self, rotated: Floats, assignments: Assignments) -> Bytes:
@@ -190,6 +199,8 @@ def train_coarse(sample: Floats, lists: int, seed: int = 0) -> Coarse:
 
 def _train_coarse(fitting: Floats, coding: Floats, lists: int, random: np.random.Generator) -> tuple[Coarse, Floats]:
     """Return what lists need, and what its centroids leave of ``coding``, rotated."""
+    from mbretrieve.index.kmeans import nearest, train_centroids
+
     centroids = train_centroids(fitting, lists, CENTROID_ITERATIONS, random)
     unrotated: Floats = coding - centroids[nearest(coding, centroids)]
     rotation = _rotation(unrotated)

@@ -46,16 +46,11 @@ class DenseIndex(VectorIndex[Floats]):
         return one_head(name, query, self.dim)
 
     def _score_windows(self, view: View, queries: list[Floats], positions: Integers) -> Floats:
-        # Here, not above: status and search by words do without torch.
-        import torch
-
-        from mbretrieve.scoring import cosine
-
         out = np.empty((len(queries), len(positions)), dtype=np.float32)
-        stacked = torch.from_numpy(np.concatenate(queries))
+        stacked = np.concatenate(queries)
         for segment, some, rows in view.by_segment(positions):
             for part, vectors in _blocks(_dense(segment), rows):
-                out[:, some][:, part] = cosine(stacked, torch.tensor(vectors)).numpy()
+                out[:, some][:, part] = _cosines(stacked, vectors)
         return out
 
     def effort(self, k: int) -> Effort:
@@ -144,6 +139,19 @@ def _distinct(view: View, found: Found) -> int:
     """Count the contents that surely score above everything not found; ties with the last one are not sure."""
     sure = found.positions[found.scores > found.scores.min(initial=np.inf)]
     return int(first_of_each(view.contents(sure)).sum())
+
+
+def _cosines(queries: Floats, vectors: Floats) -> Floats:
+    """Return the cosine similarity of every query with every vector: (n, dim), (m, dim) -> (n, m)."""
+    # Here, not above: status and search by words do without torch.
+    from mbretrieve import scoring
+
+    if scoring.spares_torch():
+        return _unit_rows(queries) @ _unit_rows(vectors).T
+    import torch
+
+    scores: Floats = scoring.cosine(torch.from_numpy(queries), torch.tensor(vectors)).numpy()
+    return scores
 
 
 def _dense(segment: Segment) -> DenseRows:

@@ -170,26 +170,36 @@ def score_windows(view: View, queries: list[Floats], positions: Integers) -> Flo
 
 def _raw_scores(segment: RawSegment, queries: list[Floats], rows: Integers) -> Floats:
     # Here, not above: status and search by words do without torch.
+    from mbretrieve import scoring
+
+    if scoring.spares_torch():
+        return np.stack([scoring.maxsim_rows(query, segment.vectors, segment.offsets, rows) for query in queries])
     import torch
 
-    from mbretrieve.scoring import maxsim_ragged_batch
-
     tensors = [torch.from_numpy(query) for query in queries]
-    scores: Floats = maxsim_ragged_batch(tensors, _tensor(segment.vectors), _tensor(segment.offsets), rows).numpy()
+    vectors, offsets = _tensor(segment.vectors), _tensor(segment.offsets)
+    scores: Floats = scoring.maxsim_ragged_batch(tensors, vectors, offsets, rows).numpy()
     return scores
 
 
 def _packed_scores(
     segment: PackedSegment, rotated: list[Floats], rows: Integers, products: Floats | None = None
 ) -> Floats:
-    import torch
-
-    from mbretrieve.scoring import CompressedTokens, maxsim_compressed
+    """Score windows by their codes; products (n, L): all query tokens' with the centroids, if already known."""
+    from mbretrieve import scoring
 
     codebook = segment.codebook
-    scores: Floats = maxsim_compressed(
+    tokens = scoring.CompressedTokens(codebook.centroids, codebook.residuals, segment.assignments, segment.codes)
+    if scoring.spares_torch():
+        ends = np.cumsum([len(query) for query in rotated])[:-1]
+        coarse = [None] * len(rotated) if products is None else np.split(products, ends)
+        found = zip(rotated, coarse, strict=True)
+        return np.stack([scoring.maxsim_codes(query, tokens, segment.offsets, rows, of) for query, of in found])
+    import torch
+
+    scores: Floats = scoring.maxsim_compressed(
         [torch.from_numpy(query) for query in rotated],
-        CompressedTokens(codebook.centroids, codebook.residuals, segment.assignments, segment.codes),
+        tokens,
         _tensor(segment.offsets),
         rows,
         None if products is None else torch.from_numpy(products),
