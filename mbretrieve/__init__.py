@@ -7,11 +7,12 @@ if TYPE_CHECKING:
     from mbretrieve.errors import MbretrieveError
     from mbretrieve.models.colbert import ColBERT
     from mbretrieve.models.dense import DenseEncoder
+    from mbretrieve.models.joint import JointEncoder
     from mbretrieve.retriever import Retriever
     from mbretrieve.types import Document, Hit
 
 __version__ = "0.1.0"
-__all__ = ["ColBERT", "DenseEncoder", "Document", "Hit", "MbretrieveError", "Retriever"]
+__all__ = ["ColBERT", "DenseEncoder", "Document", "Hit", "JointEncoder", "MbretrieveError", "Retriever"]
 
 # Resolved on first use (PEP 562), so that `mbretrieve --help` does not wait for torch.
 _HOME = {
@@ -19,6 +20,7 @@ _HOME = {
     "DenseEncoder": "mbretrieve.models.dense",
     "Document": "mbretrieve.types",
     "Hit": "mbretrieve.types",
+    "JointEncoder": "mbretrieve.models.joint",
     "MbretrieveError": "mbretrieve.errors",
     "Retriever": "mbretrieve.retriever",
 }

@@ -19,7 +19,7 @@ from mbretrieve.corpus.read import read_documents
 from mbretrieve.corpus.records import SkipFile, Skipped, SourceFile, WalkOptions
 from mbretrieve.corpus.walk import walk
 from mbretrieve.errors import DataError
-from mbretrieve.index import DenseIndex, MultiVectorIndex
+from mbretrieve.index import AnyIndex
 from mbretrieve.index.store import MEMORY
 from mbretrieve.retriever import AddReport, Retriever, Session
 from mbretrieve.types import Progress
@@ -98,12 +98,12 @@ def find_index(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def roots_of(index: MultiVectorIndex | DenseIndex) -> dict[str, Path]:
+def roots_of(index: AnyIndex) -> dict[str, Path]:
     """Return the folders that an index covers, by the prefix their files' names have in it ("" for a single root)."""
     return {prefix: Path(root) for prefix, root in index.settings.get(ROOTS, {}).items()}
 
 
-def options_of(index: MultiVectorIndex | DenseIndex) -> WalkOptions:
+def options_of(index: AnyIndex) -> WalkOptions:
     """Return what the index takes from its folders, as it was last said."""
     stored: dict[str, Any] = dict(index.settings.get(OPTIONS, {}))
     for globs in ("include", "exclude"):
@@ -111,9 +111,7 @@ def options_of(index: MultiVectorIndex | DenseIndex) -> WalkOptions:
     return WalkOptions(**stored)
 
 
-def changes(
-    index: MultiVectorIndex | DenseIndex, roots: dict[str, Path] | None = None, options: WalkOptions | None = None
-) -> Changes:
+def changes(index: AnyIndex, roots: dict[str, Path] | None = None, options: WalkOptions | None = None) -> Changes:
     """Compare the files under the index's roots with what it holds, by size and time; no file is opened.
 
     Raises: DataError if a root is not there any more.

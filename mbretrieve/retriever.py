@@ -18,10 +18,10 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from mbretrieve.errors import DataError, ModelError
-from mbretrieve.index import DenseIndex, Entry, Match, MultiVectorIndex, create_index, open_index
+from mbretrieve.index import AnyIndex, Entry, Match, create_index, open_index
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.index.store import MEMORY, Writer
-from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where
+from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where, as_window, rows_of
 
 Mode = Literal["hybrid", "semantic", "lexical"]
 Fusion = Literal["weighted", "rrf"]
@@ -217,8 +217,7 @@ class Session:
         vectors = iter(self._retriever.model.encode_documents(texts))
         entries = []
         for (document, source), (_, windows) in zip(documents, spans, strict=True):
-            # A dense model gives one vector a window: as an array of one row it is stored like any other.
-            rows = [np.atleast_2d(next(vectors)) for _ in windows]
+            rows = [as_window(next(vectors)) for _ in windows]
             entries.append(
                 Entry(
                     id=document.id,
@@ -232,7 +231,7 @@ class Session:
                 )
             )
         self._writer.add(entries)
-        tokens = sum(len(rows) for entry in entries for rows in entry.vectors)
+        tokens = sum(len(rows_of(window, "colbert")) for entry in entries for window in entry.vectors)
         self.report.encoded += len(entries)
         self.report.tokens += tokens
         return tokens
@@ -245,7 +244,7 @@ class Retriever:
     last written by this retriever). ``add`` and ``delete`` take the writer's lock for as long as they run.
     """
 
-    def __init__(self, index: MultiVectorIndex | DenseIndex, model: Encoder | None = None, **loading: Any) -> None:
+    def __init__(self, index: AnyIndex, model: Encoder | None = None, **loading: Any) -> None:
         self.index = index
         self._model = model
         self._loading = loading
@@ -254,11 +253,14 @@ class Retriever:
     def create(cls, path: str | Path, model: Encoder, *, bits: int | None = None) -> Self:
         """Make an index folder at ``path`` for ``model``'s vectors.
 
-        bits: of a dimension of a vector, once there are enough of them to be packed: 1, 2, 4 or 8; of late interaction
-        only. Raises: DataError if there is already something at ``path``, or for other bits.
+        bits: of a dimension of a token's vector, once there are enough of them to be packed: 1, 2, 4 or 8.
+        Raises: DataError if there is already something at ``path``, or for other bits.
         """
         identity = model.identity
-        return cls(create_index(Path(path), identity.kind, identity.dim, asdict(identity), bits=bits), model)
+        index = create_index(
+            Path(path), identity.kind, identity.dim, asdict(identity), bits=bits, pooled_dim=identity.pooled_dim
+        )
+        return cls(index, model)
 
     @classmethod
     def open(cls, path: str | Path, model: Encoder | None = None, **loading: Any) -> Self:

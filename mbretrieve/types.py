@@ -18,8 +18,31 @@ Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
 """What people judged: query id -> document id -> relevance."""
 
-Kind = Literal["colbert", "dense"]
+Head = Literal["colbert", "dense"]
+"""What becomes of a text: a vector a token, or one vector."""
+Kind = Literal["colbert", "dense", "joint"]
+"""What an encoder gives and an index holds: by one head, or by both from one forward."""
 FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JointVectors:
+    """A text by both heads of a joint model: ``tokens`` (n, dim) and ``pooled`` (pooled_dim,), float32."""
+
+    tokens: FloatArray
+    pooled: FloatArray
+
+
+def as_window(vectors: FloatArray | JointVectors) -> FloatArray | JointVectors:
+    """Return what an encoder gives of a text as an index takes a window: a dense vector is an array of one row."""
+    return vectors if isinstance(vectors, JointVectors) else np.atleast_2d(vectors)
+
+
+def rows_of(vectors: FloatArray | JointVectors, head: Head) -> FloatArray:
+    """Return what an encoder gives of a text by one head, (n, dim); an encoder of one head has no other."""
+    if isinstance(vectors, JointVectors):
+        return vectors.tokens if head == "colbert" else vectors.pooled[None]
+    return np.atleast_2d(vectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +73,7 @@ class Hit:
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """What an index must know of the model that made its vectors: two encoders with equal ``content_hash``, ``kind``,
-    ``dim`` and ``document_length`` give the same document vectors."""
+    ``dim`` and ``document_length`` give the same document vectors. ``pooled_dim``: a joint model's, else 0."""
 
     kind: Kind
     name: str
@@ -59,11 +82,12 @@ class ModelIdentity:
     dim: int
     query_length: int
     document_length: int
+    pooled_dim: int = 0
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What turns texts into vectors: ``ColBERT`` and ``DenseEncoder``, or anything of that shape."""
+    """What turns texts into vectors: ``ColBERT``, ``DenseEncoder`` and ``JointEncoder``, or anything of that shape."""
 
     @property
     def identity(self) -> ModelIdentity:
@@ -77,10 +101,11 @@ class Encoder(Protocol):
         """Tokenize without special tokens and without a limit: each text's tokens' (tokens, 2) character ranges."""
 
     def encode_queries(self, texts: Sequence[str]) -> Any:
-        """Encode queries: a list of (tokens_i, dim) float32 arrays (ColBERT), or one (n, dim) array (dense)."""
+        """Encode queries: a list of (tokens_i, dim) float32 arrays (ColBERT), of ``JointVectors``, or an (n, dim) array
+        (dense)."""
 
     def encode_documents(self, texts: Sequence[str]) -> Any:
-        """Encode documents: a list of (tokens_i, dim) float32 arrays (ColBERT), or one (n, dim) array (dense)."""
+        """Encode documents, as ``encode_queries`` does queries."""
 
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
         """Score each line of each text (parted at ``\\n``) by what it has to do with the query, for marking lines."""

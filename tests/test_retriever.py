@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from mbretrieve.errors import DataError, IndexFormatError, ModelError
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
+from mbretrieve.models import load_encoder
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
+from mbretrieve.models.joint import JointEncoder
 from mbretrieve.retriever import Retriever, cut, passage
-from mbretrieve.types import Document
+from mbretrieve.types import Document, rows_of
 
 DOCUMENTS = [
     Document("bread", "Knead the dough, let it rise, then bake it.", {"kind": "food", "year": 2001}),
@@ -30,27 +32,29 @@ LONG = " ".join(f"Chapter {i} tells of the {word} and what became of it in the e
 ))  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["colbert", "dense"])
-def model(request: pytest.FixtureRequest) -> ColBERT | DenseEncoder:
-    kind = ColBERT if request.param == "colbert" else DenseEncoder
-    return kind.from_pretrained(dtype="float32")
+@pytest.fixture(scope="module", params=["colbert", "dense", "joint"])
+def model(request: pytest.FixtureRequest) -> ColBERT | DenseEncoder | JointEncoder:
+    return load_encoder(request.param, dtype="float32")
 
 
 @pytest.fixture
-def retriever(model: ColBERT | DenseEncoder, tmp_path: Path) -> Iterator[Retriever]:
+def retriever(model: ColBERT | DenseEncoder | JointEncoder, tmp_path: Path) -> Iterator[Retriever]:
     with Retriever.create(tmp_path / "index", model) as made:
         yield made
 
 
-def brute_force(model: ColBERT | DenseEncoder, query: str, documents: list[Document]) -> dict[str, float]:
+def brute_force(
+    model: ColBERT | DenseEncoder | JointEncoder, query: str, documents: list[Document]
+) -> dict[str, float]:
     vectors = model.encode_documents([passage(d.context, d.text) for d in documents])
-    question = np.atleast_2d(model.encode_queries([query])[0])
+    question = rows_of(model.encode_queries([query])[0], "colbert")
     return {
-        d.id: float((question @ np.atleast_2d(v).T).max(axis=1).sum()) for d, v in zip(documents, vectors, strict=True)
+        d.id: float((question @ rows_of(v, "colbert").T).max(axis=1).sum())
+        for d, v in zip(documents, vectors, strict=True)
     }
 
 
-def test_semantic_search_is_brute_force(retriever: Retriever, model: ColBERT | DenseEncoder) -> None:
+def test_semantic_search_is_brute_force(retriever: Retriever, model: ColBERT | DenseEncoder | JointEncoder) -> None:
     retriever.add(DOCUMENTS)
     for query in ("capital of Norway", "read the command line", "baking"):
         expected = brute_force(model, query, DOCUMENTS)
@@ -141,7 +145,7 @@ def test_deleted_documents_do_not_come_back(retriever: Retriever) -> None:
 
 
 def test_a_long_document_scores_as_its_best_window_and_is_returned_once(
-    retriever: Retriever, model: ColBERT | DenseEncoder
+    retriever: Retriever, model: ColBERT | DenseEncoder | JointEncoder
 ) -> None:
     book = Document("book", f"{LONG} The smugglers hid the emeralds under the floor. {LONG}", context="A long novel")
     retriever.add([*DOCUMENTS, book])
@@ -191,7 +195,9 @@ def test_cut_makes_windows_of_at_most_the_room(count: int, room: int) -> None:
     assert covered == set(range(count))
 
 
-def test_open_finds_its_model(retriever: Retriever, model: ColBERT | DenseEncoder, tmp_path: Path) -> None:
+def test_open_finds_its_model(
+    retriever: Retriever, model: ColBERT | DenseEncoder | JointEncoder, tmp_path: Path
+) -> None:
     retriever.add(DOCUMENTS)
     expected = retriever.search(["dough"], k=3)[0]
     with Retriever.open(tmp_path / "index", dtype="float32") as opened:
@@ -200,7 +206,9 @@ def test_open_finds_its_model(retriever: Retriever, model: ColBERT | DenseEncode
         assert opened.model.identity == model.identity
 
 
-def test_another_model_is_refused(retriever: Retriever, model: ColBERT | DenseEncoder, tmp_path: Path) -> None:
+def test_another_model_is_refused(
+    retriever: Retriever, model: ColBERT | DenseEncoder | JointEncoder, tmp_path: Path
+) -> None:
     other = DenseEncoder if model.kind == "colbert" else ColBERT
     with pytest.raises(ModelError, match="index again"):
         Retriever.open(tmp_path / "index", other.from_pretrained())
@@ -208,7 +216,9 @@ def test_another_model_is_refused(retriever: Retriever, model: ColBERT | DenseEn
         Retriever.open(tmp_path / "index", type(model).from_pretrained(dim=32))
 
 
-def test_bad_requests_are_refused(retriever: Retriever, model: ColBERT | DenseEncoder, tmp_path: Path) -> None:
+def test_bad_requests_are_refused(
+    retriever: Retriever, model: ColBERT | DenseEncoder | JointEncoder, tmp_path: Path
+) -> None:
     retriever.add(DOCUMENTS)
     with pytest.raises(ValueError, match="k is 0"):
         retriever.search(["a"], k=0)

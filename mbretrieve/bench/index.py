@@ -18,12 +18,13 @@ from mbretrieve.bench.build import packing
 from mbretrieve.errors import DataError
 from mbretrieve.evaluation import exact, provenance
 from mbretrieve.evaluation.metrics import agreement
-from mbretrieve.index import DenseIndex, Effort, Match, MultiVectorIndex
+from mbretrieve.index import AnyIndex, Effort, Match
 from mbretrieve.index.plan import widened
 from mbretrieve.index.store import MEMORY
 from mbretrieve.retriever import Retriever, passage
-from mbretrieve.types import FloatArray, Progress, Run
+from mbretrieve.types import FloatArray, Head, JointVectors, Progress, Run, as_window, rows_of
 
+Query = FloatArray | JointVectors
 Truth = Literal["stored", "model"]
 """What exact search scores: the index's own vectors, packed or not, or those that the model makes of the texts."""
 
@@ -150,7 +151,7 @@ def _measure(
     index = retriever.index
     if not len(index):
         raise DataError(f"{index.path} holds no documents: there is nothing to find in it")
-    queries = [np.atleast_2d(query) for query in retriever.model.encode_queries(texts)]
+    queries = [as_window(query) for query in retriever.model.encode_queries(texts)]
     wanted = _stored(index, queries, progress) if truth == "stored" else _by_model(retriever, queries, progress)
     exact_ms = _latencies([partial(index.search, [query], K, exact=True) for query in queries[:EXACT_QUERIES]])
     default = index.effort(K)
@@ -167,7 +168,7 @@ def _measure(
     return float(np.median(exact_ms)), points, points[settings.index(default)]
 
 
-def _point(index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], wanted: Run, effort: Effort) -> Point:
+def _point(index: AnyIndex, queries: Sequence[Query], wanted: Run, effort: Effort) -> Point:
     # Before anything is timed: what is read for the first time is checked, which takes longer.
     deep = _as_run(index.search(queries, DEEP, effort=widened(effort, DEEP)))
     first = _as_run(index.search(queries, K, effort=effort))
@@ -192,9 +193,7 @@ def _latencies(searches: Sequence[Callable[[], Any]]) -> list[float]:
     return took
 
 
-def _queries_a_second(
-    index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], effort: Effort, threads: int
-) -> float:
+def _queries_a_second(index: AnyIndex, queries: Sequence[Query], effort: Effort, threads: int) -> float:
     """Return how many are answered where so many callers ask one after another, each on a thread of its own."""
     import torch
 
@@ -218,7 +217,7 @@ def _alone() -> None:
     faiss.omp_set_num_threads(1)
 
 
-def _stored(index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray], progress: Progress | None) -> Run:
+def _stored(index: AnyIndex, queries: Sequence[Query], progress: Progress | None) -> Run:
     """Score every document by the vectors in the index."""
     if progress is not None:
         progress.start("exact search", len(queries))
@@ -233,18 +232,19 @@ def _stored(index: MultiVectorIndex | DenseIndex, queries: Sequence[FloatArray],
     return _as_run(found)
 
 
-def _by_model(retriever: Retriever, queries: Sequence[FloatArray], progress: Progress | None) -> Run:
-    """Score every document by the vectors that the model makes of its text, in float32."""
+def _by_model(retriever: Retriever, queries: Sequence[Query], progress: Progress | None) -> Run:
+    """Score every document by the vectors that the model makes of its text, in float32; a joint model's by tokens."""
+    head: Head = "dense" if retriever.identity.kind == "dense" else "colbert"
     if progress is not None:
         progress.start("encoding for exact search", len(retriever.index))
-    groups = exact.grouped(_encoded(retriever, progress))
-    found = exact.search(retriever.identity.kind, queries, groups, DEEP)
+    groups = exact.grouped(_encoded(retriever, head, progress))
+    found = exact.search(head, [rows_of(query, head) for query in queries], groups, DEEP)
     if progress is not None:
         progress.finish()
     return {str(place): dict(ranking) for place, ranking in enumerate(found)}
 
 
-def _encoded(retriever: Retriever, progress: Progress | None) -> Iterator[tuple[str, list[FloatArray]]]:
+def _encoded(retriever: Retriever, head: Head, progress: Progress | None) -> Iterator[tuple[str, list[FloatArray]]]:
     """Encode every document of an index again, window by window; a bounded number of texts is in memory."""
     documents = retriever.index.scan()
     while batch := list(islice(documents, BATCH_DOCUMENTS)):
@@ -254,7 +254,7 @@ def _encoded(retriever: Retriever, progress: Progress | None) -> Iterator[tuple[
             for document, (context, spans) in zip(batch, cut, strict=True)
         ]
         vectors = iter(retriever.model.encode_documents([text for windows in texts for text in windows]))
-        rows = [[np.atleast_2d(next(vectors)) for _ in windows] for windows in texts]
+        rows = [[rows_of(next(vectors), head) for _ in windows] for windows in texts]
         if progress is not None:
             progress.advance(len(batch), tokens=sum(len(window) for of_document in rows for window in of_document))
         yield from zip((document.id for document in batch), rows, strict=True)

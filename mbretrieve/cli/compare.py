@@ -44,6 +44,7 @@ def _check(a: "TaskResult", b: "TaskResult") -> None:
     """Refuse what cannot be compared. Raises: DataError."""
     for what, of_a, of_b in (
         ("tasks", a.task, b.task),
+        ("splits", a.split or "its own", b.split or "its own"),
         ("headline metrics", a.metric, b.metric),
         ("data (by checksum)", _checksums(a), _checksums(b)),
     ):
@@ -61,7 +62,7 @@ def _texts(result: "TaskResult", suite: str | None, data_dir: Path | None) -> di
     from mbretrieve.folder import cache_folder
 
     try:
-        [task] = suites.get(suite or result.suite, (result.task,)).tasks
+        [task] = suites.get(suite or result.suite, (result.task,), result.split or None).tasks
         texts: dict[str, str] = {}
         for part in task.parts:
             prefix = f"{part.name}/" if len(task.parts) > 1 else ""

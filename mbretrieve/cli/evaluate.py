@@ -45,6 +45,7 @@ class Choice:
 @click.group("eval", invoke_without_command=True)
 @click.option("--suite", metavar="NAME|FOLDER", help="A named suite (see --list), or a folder in BEIR layout.")
 @click.option("--tasks", metavar="A,B", help="Only these tasks of the suite.")
+@click.option("--split", metavar="NAME", help="Judge by another split, dev or train say. Default: the task's own.")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -89,6 +90,7 @@ def command(
     context: click.Context,
     suite: str | None,
     tasks: str | None,
+    split: str | None,
     data_dir: Path | None,
     model: str | None,
     kind: "Kind | None",
@@ -110,8 +112,9 @@ def command(
 
     Each finished task is a file, OUTPUT/<model>/<suite>/<task>.json, with "metrics", "exact_metrics", "timing",
     "index" and "provenance", beside its ranking as a TREC run file, report.md and tasks.png; OUTPUT/<suite>-latency.png
-    and -size.png put the models side by side. A finished task is not run again; an interrupted one goes on from what
-    was encoded. A task that fails is named, the others run, and the exit status is 1.
+    and -size.png put the models side by side. With --split, <suite> is <suite>-<split> in all of them. A finished task
+    is not run again; an interrupted one goes on from what was encoded. A task that fails is named, the others run, and
+    the exit status is 1.
 
     \b
         mbretrieve eval --suite nanobeir --model lightonai/GTE-ModernColBERT-v1 --exact
@@ -129,7 +132,7 @@ def command(
     from mbretrieve.folder import cache_folder
 
     wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    chosen = suites.get(suite, wanted)
+    chosen = suites.get(suite, wanted, split)
     choice = Choice(
         model=model,
         kind=kind,
@@ -155,7 +158,7 @@ def command(
         say=_say_lines,
     )
     outcome = runner.run_suite(chosen, system, options)
-    _report(suites.get(suite), system, outcome, output)
+    _report(suites.get(suite, split=split), system, outcome, output)
     return 1 if outcome.failures else 0
 
 
@@ -220,17 +223,17 @@ def _report(suite: "Suite", system: "System", outcome: "Outcome", output: Path) 
     from mbretrieve.evaluation import report
 
     tasks = [task.name for task in suite.tasks]
-    results = _with_earlier(outcome.results, output / system.name / suite.name, tasks, outcome.failures)
+    folder = output / system.name / suite.folder
+    results = _with_earlier(outcome.results, folder, tasks, outcome.failures)
     if not results:
         return
     summary = report.summarise(suite.title, tasks, results)
     report.print_table(summary, console(TABLE_COLUMNS))
-    folder = output / system.name / suite.name
     published = report.read_published(report.reference_folder())
     (folder / "report.md").write_text(report.markdown(summary, published), "utf-8")
     try:
         report.plot_tasks(folder / "tasks.png", summary, published)
-        _compare_systems(summary, suite.name, output)
+        _compare_systems(summary, suite.folder, output)
     except (MissingExtraError, DataError) as error:
         say(str(error))
 

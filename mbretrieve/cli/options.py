@@ -65,7 +65,11 @@ def model_options_of(*kinds: str) -> Callable[[Command], Command]:
                 "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: the device's best."
             ),
             click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... Default: the best there is."),
-            click.option("--kind", type=click.Choice(kinds), help="One vector a token, or one a text."),
+            click.option(
+                "--kind",
+                type=click.Choice(kinds),
+                help="A vector a token, one a text, or both: found by the one, ranked by the others.",
+            ),
             click.option(
                 "--model", metavar="NAME", help="A model's folder or Hugging Face name. Default: the bundled one."
             ),
@@ -76,4 +80,4 @@ def model_options_of(*kinds: str) -> Callable[[Command], Command]:
     return add
 
 
-model_options = model_options_of("colbert", "dense")
+model_options = model_options_of("colbert", "dense", "joint")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mbretrieve.index import DenseIndex, MultiVectorIndex
+    from mbretrieve.index import AnyIndex
     from mbretrieve.types import Hit
 
 
@@ -19,7 +19,7 @@ def locate(name: str, roots: Mapping[str, Path]) -> tuple[Path, str] | None:
     return None
 
 
-def path_of(index: "MultiVectorIndex | DenseIndex") -> "Callable[[Hit], str | None]":
+def path_of(index: "AnyIndex") -> "Callable[[Hit], str | None]":
     """Return what gives a hit's path: relative to the current folder where it lies in it, else absolute."""
     from mbretrieve.folder import roots_of
 
@@ -38,7 +38,7 @@ def path_of(index: "MultiVectorIndex | DenseIndex") -> "Callable[[Hit], str | No
 
 
 def ids_of_files(
-    index: "MultiVectorIndex | DenseIndex", within: Path | None, include: Sequence[str], exclude: Sequence[str]
+    index: "AnyIndex", within: Path | None, include: Sequence[str], exclude: Sequence[str]
 ) -> set[str] | None:
     """Return the ids of the documents whose files lie in ``within`` and pass the globs; None means all documents."""
     if within is None and not include and not exclude:

@@ -67,7 +67,7 @@ def describe(index: Path, look: bool) -> dict[str, Any]:
             "bytes": status["bytes"]["total"],
             "bytes_per_token": status["bytes_per_token"],
             "bits": status["bits"] if status["packed_tokens"] else None,
-            "lists": status["lists"],
+            "lists": [] if opened.kind == "joint" else status["lists"],
             "model": opened.identity,
             "generation": opened.generation,
             "updated": _updated(index).isoformat(timespec="seconds"),
@@ -83,6 +83,9 @@ def _updated(index: Path) -> datetime:
 
 def _spelled(record: dict[str, Any], target: Target) -> dict[str, str]:
     model, roots, changed = record["model"], record["roots"], record["changed_files"]
+    dimensions, no_lists = f"{model['dim']} dimensions", "none: every vector is compared"
+    if pooled := model.get("pooled_dim"):
+        dimensions, no_lists = f"{dimensions} a token, {pooled} a text", "none: found by one vector a text"
     if not roots:
         state = "holds what was added to it, not folders"
     elif changed is None:
@@ -103,9 +106,9 @@ def _spelled(record: dict[str, Any], target: Target) -> dict[str, str]:
         "segments": f"{record['segments']:,}",
         "size": f"{human_size(record['bytes'])}; vectors {record['bytes_per_token']} bytes per token",
         "bits": f"{record['bits']} a dimension" if record["bits"] else "16 a dimension: vectors as they came",
-        "lists": ", ".join(f"{count:,}" for count in record["lists"]) or "none: every vector is compared",
+        "lists": ", ".join(f"{count:,}" for count in record["lists"]) or no_lists,
         "generation": f"{record['generation']:,}",
-        "model": f"{model['name']} ({model['kind']}, {model['dim']} dimensions)",
+        "model": f"{model['name']} ({model['kind']}, {dimensions})",
     }
 
 

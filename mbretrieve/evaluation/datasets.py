@@ -19,7 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ class TaskData:
 
     ``queries`` are those with judgements. Judgements of a query without a text are left out (``unknown_queries`` counts
     those queries); judgements of documents that are not in the corpus stay, as in trec_eval, and cost recall
-    (``unknown_documents`` counts them). ``fingerprint`` depends on all ids, texts and grades, not on their order.
-    ``notes`` are lines for the report.
+    (``unknown_documents`` counts them). ``split`` is the one that judges. ``fingerprint`` depends on all ids, texts and
+    grades, not on their order. ``notes`` are lines for the report.
     """
 
     corpus: list[Document]
     queries: dict[str, str]
     qrels: Qrels
     origin: str
+    split: str
     fingerprint: str
     unknown_queries: int
     unknown_documents: int
@@ -59,7 +60,12 @@ def load(part: Part, cache: Path, data_dir: Path | None = None) -> TaskData:
     """
     folder = _local(part, cache, data_dir)
     if folder is not None:
-        return _assemble(part, str(folder), *_read_folder(folder, part.split))
+        judgements = _judgements_file(folder, part)
+        data = _assemble(part, str(folder), *_read_folder(folder, judgements))
+        if judgements.stem == part.split:
+            return data
+        note = f"judged by {judgements.stem}, its only split"
+        return replace(data, split=judgements.stem, notes=(*data.notes, note))
     if not part.repository:
         raise DataError(f"{part.folder} has no source that can be downloaded: {_layout_hint(part)}")
     origin = f"{part.repository}@{part.revision}"
@@ -107,6 +113,7 @@ def _assemble(
         queries={query: queries[query] for query in qrels},
         qrels=qrels,
         origin=origin,
+        split=part.split,
         fingerprint=f"{digest % 2**128:032x}",
         unknown_queries=unknown_queries,
         unknown_documents=unknown_documents,
@@ -174,12 +181,13 @@ def _extract(archive: Path, cache: Path) -> Path:
     return folder
 
 
-def _read_folder(folder: Path, split: str) -> tuple[Iterator[Row], dict[str, str], Qrels, int]:
+def _read_folder(folder: Path, judgements: Path) -> tuple[Iterator[Row], dict[str, str], Qrels, int]:
     corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
     for path in (corpus, queries):
         if not path.is_file():
-            raise DataError(f"{folder} has no {path.name}: expected corpus.jsonl, queries.jsonl and qrels/{split}.tsv")
-    judgements = _judgements_file(folder, split)
+            raise DataError(
+                f"{folder} has no {path.name}: expected corpus.jsonl, queries.jsonl and qrels/{judgements.name}"
+            )
     _check_jsonl(corpus)
     known = _check_jsonl(queries)
     judged, repeated = _check_judgements(judgements)
@@ -204,14 +212,15 @@ def _drain(documents: dict[str, dict[str, str]]) -> Iterator[Row]:
         yield key, _text(fields["title"], fields["text"])
 
 
-def _judgements_file(folder: Path, split: str) -> Path:
-    """The split's judgements, or the only ones there are."""
+def _judgements_file(folder: Path, part: Part) -> Path:
+    """The split's judgements, or, if nobody asked for it, the only ones there are."""
     there = sorted((folder / "qrels").glob("*.tsv"))
     for path in there:
-        if path.stem == split or len(there) == 1:
+        if path.stem == part.split or (len(there) == 1 and not part.chosen):
             return path
     found = ", ".join(path.name for path in there) or "none"
-    raise DataError(f"{folder} has no qrels/{split}.tsv (found: {found}): expected that split or a single one")
+    instead = "one of these splits" if part.chosen else "that split or a single one"
+    raise DataError(f"{folder} has no qrels/{part.split}.tsv (found: {found}): expected {instead}")
 
 
 def _check_jsonl(path: Path) -> set[str]:
@@ -300,19 +309,19 @@ def _read_hub_layout(hub: Any, part: Part) -> tuple[Iterator[Row], dict[str, str
     configs = set(hub.get_dataset_config_names(part.repository, revision=part.revision))
     prefix = f"{part.config}-" if part.config else ""
 
-    def table(*names: str) -> Any:
+    def table(*names: str, judges: bool = False) -> Any:
         config = next((prefix + name for name in names if prefix + name in configs), None)
         if config is None:
             raise DataError(f"{part.repository} has no configuration {prefix}{names[0]}: it has {sorted(configs)}")
         splits = hub.get_dataset_split_names(part.repository, config, revision=part.revision)
         split = part.split if part.split in splits else splits[0]
-        if split != part.split and len(splits) > 1:
+        if split != part.split and (len(splits) > 1 or (judges and part.chosen)):
             raise DataError(f"{part.repository} {config} has no split {part.split}: it has {', '.join(splits)}")
         return hub.load_dataset(part.repository, config, split=split, revision=part.revision)
 
     judged, repeated = _hub_judgements(
         (row["query-id"], row["corpus-id"], int(row["score"]))
-        for row in table("qrels" if prefix else "default", "qrels")
+        for row in table("qrels" if prefix else "default", "qrels", judges=True)
     )
     # CoIR keeps the queries of all its splits in one table, told apart by a column.
     queries = (row for row in table("queries", "query") if row.get("partition", part.split) == part.split)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbretrieve.types import Encoder, FloatArray, ModelIdentity
+from mbretrieve.types import Encoder, FloatArray, JointVectors, ModelIdentity, as_window
 
 _RECORD = np.dtype([("key", "V16"), ("rows", "<i8")])
 
@@ -72,6 +72,25 @@ class VectorFile:
         self._end += rows
 
 
+class JointFile:
+    """What ``VectorFile`` does, for the vectors of both heads: a text is here when those of both are."""
+
+    def __init__(self, folder: Path, dim: int, pooled_dim: int) -> None:
+        self._tokens, self._pooled = VectorFile(folder / "tokens", dim), VectorFile(folder / "pooled", pooled_dim)
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._tokens and text in self._pooled
+
+    def append(self, texts: Sequence[str], vectors: Sequence[JointVectors]) -> None:
+        """Keep the vectors of some texts."""
+        self._tokens.append(texts, [both.tokens for both in vectors])
+        self._pooled.append(texts, [both.pooled[None] for both in vectors])
+
+    def rows(self, text: str) -> JointVectors:
+        """Return the vectors of a text that is here, mapped from disk."""
+        return JointVectors(self._tokens.rows(text), self._pooled.rows(text)[0])
+
+
 def _key(text: str) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -84,7 +103,7 @@ class Metered:
     ``document_capacity`` tokens, as if there were no windows. ``kept`` holds vectors, which are then not made twice.
     """
 
-    def __init__(self, encoder: Encoder, *, cut: bool = False, kept: VectorFile | None = None) -> None:
+    def __init__(self, encoder: Encoder, *, cut: bool = False, kept: VectorFile | JointFile | None = None) -> None:
         self._encoder, self._cut, self._kept = encoder, cut, kept
         self.seconds = 0.0
         self.counting = 0.0
@@ -119,9 +138,10 @@ class Metered:
             return self._measured(texts)
         missing = [text for text in dict.fromkeys(texts) if text not in self._kept]
         if missing:
-            self._kept.append(missing, [np.atleast_2d(rows) for rows in self._measured(missing)])
-        found = [self._kept.rows(text) for text in texts]
-        return found if self.identity.kind == "colbert" or not found else np.concatenate(found)
+            made: list[Any] = [as_window(vectors) for vectors in self._measured(missing)]
+            self._kept.append(missing, made)
+        found: list[Any] = [self._kept.rows(text) for text in texts]
+        return found if self.identity.kind != "dense" or not found else np.concatenate(found)
 
     def _measured(self, texts: Sequence[str]) -> Any:
         began = time.perf_counter()

@@ -4,12 +4,12 @@ What an index finds is measured against this. It takes the vectors as the model 
 nothing with an index's way to its answer but the formula.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mbretrieve.types import FloatArray, Kind
+from mbretrieve.types import FloatArray, Head
 
 Ranking = list[tuple[str, float]]
 """Document ids and their scores, best first."""
@@ -22,22 +22,31 @@ class Group(NamedTuple):
     windows: Sequence[Sequence[FloatArray]]
 
 
-def search(kind: Kind, queries: Sequence[FloatArray], groups: Iterable[Group], k: int) -> list[Ranking]:
+def search(
+    head: Head,
+    queries: Sequence[FloatArray],
+    groups: Iterable[Group],
+    k: int,
+    among: Sequence[Collection[str]] | None = None,
+) -> list[Ranking]:
     """Return for each query, (tokens, dim) float32, the best ``k`` of all documents; equal scores by id.
 
-    A document scores as its best window. The groups are read one at a time. Raises: ValueError for k below 1.
+    A document scores as its best window. among: for each query the ids that are ranked, all if None. The groups are
+    read one at a time. Raises: ValueError for k below 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}; at least 1 was expected")
     best: list[Ranking] = [[] for _ in queries]
     for ids, windows in groups:
-        scores = _SCORES[kind](queries, [rows for of_document in windows for rows in of_document])  # (Q, W)
+        scores = _SCORES[head](queries, [rows for of_document in windows for rows in of_document])  # (Q, W)
         starts = np.cumsum([0] + [len(of_document) for of_document in windows[:-1]])
         of_documents = np.maximum.reduceat(scores, starts, axis=1)  # (Q, D)
         for query, row in enumerate(of_documents):
+            if among is not None:
+                row[[id not in among[query] for id in ids]] = -np.inf
             # All that tie with the k-th stay until ids have been compared.
             cut = np.partition(row, len(row) - k)[len(row) - k] if k < len(row) else -np.inf
-            found = [(ids[at], float(row[at])) for at in np.flatnonzero(row >= cut).tolist()]
+            found = [(ids[at], float(row[at])) for at in np.flatnonzero((row >= cut) & (row > -np.inf)).tolist()]
             best[query] = sorted(best[query] + found, key=lambda pair: (-pair[1], pair[0]))[:k]
     return best
 
@@ -81,7 +90,7 @@ def _cosine(queries: Sequence[FloatArray], windows: Sequence[FloatArray]) -> Flo
     return scores
 
 
-_SCORES: dict[Kind, Callable[[Sequence[FloatArray], Sequence[FloatArray]], FloatArray]] = {
+_SCORES: dict[Head, Callable[[Sequence[FloatArray], Sequence[FloatArray]], FloatArray]] = {
     "colbert": _maxsim,
     "dense": _cosine,
 }

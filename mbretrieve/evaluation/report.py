@@ -31,7 +31,8 @@ class TaskResult:
     ``metric`` by query id, "part/query" where there are parts. ``timing`` has seconds ``encode``, ``index`` and
     ``search``, ``tokens_per_second``, and ``p50_ms`` and ``p95_ms`` a query; ``index`` has ``bytes``, of
     vectors and codebooks, ``catalogue_bytes`` beside them, ``documents`` and ``recall@10`` against exact search.
-    ``provenance`` tells what made the figures: versions, model, data, device.
+    ``provenance`` tells what made the figures: versions, model, data, device. ``split`` was asked for in the place of
+    the task's own, which is "".
     """
 
     task: str
@@ -46,6 +47,7 @@ class TaskResult:
     index: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    split: str = ""
 
     @property
     def score(self) -> float:
@@ -159,8 +161,10 @@ class Summary:
 def summarise(title: str, tasks: Sequence[str], results: Sequence[TaskResult]) -> Summary:
     """Put results in the order of a suite's ``tasks`` and name those that have none.
 
-    Raises: DataError where there is nothing to report, or two results for one task.
+    Raises: DataError where there is nothing to report, two results for one task, or results of different splits.
     """
+    if len(splits := {result.split or "the tasks' own" for result in results}) > 1:
+        raise DataError(f"results of different splits, {', '.join(sorted(splits))}: a report shows one of them")
     by_task: dict[str, TaskResult] = {}
     for result in results:
         if result.task in by_task:
@@ -254,6 +258,8 @@ def _comparable(summary: Summary) -> dict[tuple[str, str], tuple[str, float]]:
 
 
 def _beside(summary: Summary, published: Sequence[Published]) -> list[Published]:
+    if summary.results[0].split:  # published figures are of the tasks' own
+        return []
     return [figure for figure in published if (figure.task, figure.metric) in _comparable(summary)]
 
 

@@ -110,7 +110,7 @@ def result_path(output: Path, system: str, suite: str, task: str) -> Path:
 
 def _finished(suite: Suite, task: Task, system: System, options: Options) -> TaskResult | None:
     """Return the result that is there, if it has what is asked for. Raises: DataError for another system's."""
-    path = result_path(options.output, system.name, suite.name, task.name)
+    path = result_path(options.output, system.name, suite.folder, task.name)
     if not path.is_file():
         return None
     result = read_result(path)
@@ -139,7 +139,7 @@ def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def run_task(suite: Suite, task: Task, system: System, options: Options) -> TaskResult:
     """Run a task and write its result and its TREC run files."""
     description = system.describe(task)
-    path = result_path(options.output, system.name, suite.name, task.name)
+    path = result_path(options.output, system.name, suite.folder, task.name)
     work = path.parent / WORK / task.name
     provenance.forget_peak_memory()
     figures = {part: _run_part(task, part, system, description, work, path, options) for part in task.parts}
@@ -174,7 +174,7 @@ def _run_part(
     figures.data |= {
         "folder": Path(part.folder).name if Path(part.folder).is_absolute() else part.folder,
         "origin": origin,
-        "split": part.split,
+        "split": data.split,
         "checksum": data.fingerprint,
         "documents": len(data.corpus),
         "queries": len(data.queries),
@@ -269,6 +269,7 @@ def _result(
     return TaskResult(
         task=task.name,
         suite=suite.name,
+        split=suite.split,
         model=system.name,
         metric=task.metric,
         metrics=_mean([one.evaluation for one in figures]),

@@ -17,14 +17,27 @@ from numpy.typing import NDArray
 from mbretrieve.errors import DataError, IndexFormatError, ModelError
 from mbretrieve.evaluation import exact
 from mbretrieve.evaluation.bm25 import BM25, K1, B
-from mbretrieve.evaluation.encoding import Metered, VectorFile
+from mbretrieve.evaluation.encoding import JointFile, Metered, VectorFile
 from mbretrieve.evaluation.rerankers import Reranked, Reranker
 from mbretrieve.evaluation.runner import System
 from mbretrieve.evaluation.suites import Task
-from mbretrieve.index import Effort, Match
+from mbretrieve.index import Effort, Match, plan
 from mbretrieve.index.multivector import DEFAULT_BITS
 from mbretrieve.retriever import LEXICAL_WEIGHT, Mode, Retriever, passage
-from mbretrieve.types import Document, Encoder, FloatArray, Hit, Kind, ModelIdentity, Progress, Searcher, Where
+from mbretrieve.types import (
+    Document,
+    Encoder,
+    FloatArray,
+    Head,
+    Hit,
+    JointVectors,
+    Kind,
+    ModelIdentity,
+    Progress,
+    Searcher,
+    Where,
+    rows_of,
+)
 
 
 class Bm25System:
@@ -70,12 +83,12 @@ class Lengths:
 
 
 class EncoderSystem:
-    """A late-interaction or dense model, through `Retriever`.
+    """A late-interaction, dense or joint model, through `Retriever`.
 
     Lengths are the task's, see `lengths`; ``query_length`` and ``document_length`` override them. With ``cut``,
     documents are cut at their length as in published protocols; without, they are searched window by window. With
-    ``exact``, vectors are kept beside the index while a task runs, for the exact twin. ``bits`` are a dimension's in a
-    late-interaction index that is large enough to be packed. ``load`` is `models.load_encoder` with its device and
+    ``exact``, vectors are kept beside the index while a task runs, for the exact twin. ``bits`` are a dimension's of
+    tokens' vectors in an index that is large enough to be packed. ``load`` is `models.load_encoder` with its device and
     dtype. Raises: ModelError.
     """
 
@@ -93,7 +106,7 @@ class EncoderSystem:
         bits: int | None = None,
     ) -> None:
         self._load, self._kind, self._model, self._mode = load, kind, model, mode
-        self._bits = DEFAULT_BITS if bits is None and kind == "colbert" else bits
+        self._bits = DEFAULT_BITS if bits is None and kind != "dense" else bits
         self._exact, self._cut, self._query_length, self._document_length = exact, cut, query_length, document_length
         self._encoder = load(kind, model)
         identity: ModelIdentity = self._encoder.identity
@@ -131,13 +144,17 @@ class EncoderSystem:
             "beyond_length": "cut" if self._cut else "windows",
             "dtype": str(encoder.dtype).removeprefix("torch."),
             "device": encoder.device.type,
-            "search": {"mode": self._mode} | ({"lexical_weight": LEXICAL_WEIGHT} if self._mode == "hybrid" else {}),
+            "search": {
+                "mode": self._mode,
+                **({"lexical_weight": LEXICAL_WEIGHT} if self._mode == "hybrid" else {}),
+                **({"fetched": f"{plan.FETCHED} or more"} if self._kind == "joint" else {}),
+            },
         }
 
     def build(self, task: Task, corpus: Sequence[Document], folder: Path, progress: Progress | None) -> Searcher:
         """Encode and index a corpus, or go on with what an interrupted run left in the folder."""
         encoder = self._for(task)
-        kept = VectorFile(folder / "vectors", encoder.dim) if self._exact else None
+        kept = _kept(folder / "vectors", encoder.identity) if self._exact else None
         metered = Metered(encoder, cut=self._cut, kept=kept)
         return _built(metered, self._mode, corpus, folder, progress, kept, self._bits)
 
@@ -221,45 +238,60 @@ class RetrieverSearcher:
 
 
 class _ExactIndex:
-    """An index in which the nearest documents are found by `exact.search`; in all else the index it is given."""
+    """An index in which the nearest documents are found by `exact.search`; in all else the index it is given.
 
-    def __init__(self, retriever: Retriever, corpus: Sequence[Document], kept: VectorFile) -> None:
+    Of a joint model's documents as many are fetched by their dense vectors as the index would fetch.
+    """
+
+    def __init__(self, retriever: Retriever, corpus: Sequence[Document], kept: VectorFile | JointFile) -> None:
         self._retriever, self._corpus, self._kept = retriever, corpus, kept
 
     def search(
         self,
-        queries: Sequence[FloatArray],
+        queries: Sequence[FloatArray | JointVectors],
         k: int,
         *,
         where: Where | None = None,
         ids: Collection[str] | None = None,
-        effort: Effort | None = None,  # noqa: ARG002 - every document is scored
+        effort: Effort | None = None,
     ) -> list[list[Match]]:
         """Score every document of the corpus; a filter is nothing that an evaluation asks for."""
         if where is not None or ids is not None:
             raise ValueError("exact search of an evaluation ranks the whole corpus, without a filter")
-        return self._ranked(queries, self._corpus, k)
+        kind = self._retriever.identity.kind
+        if kind != "joint":
+            return self._ranked(kind, queries, self._corpus, k)
+        depth = (effort or self._retriever.index.effort(k)).rescore
+        fetched = self._ranked("dense", queries, self._corpus, depth)
+        ranked = self.score(queries, [{match.id for match in matches} for matches in fetched])
+        return [matches[:k] for matches in ranked]
 
-    def score(self, queries: Sequence[FloatArray], ids: Sequence[Collection[str]]) -> list[list[Match]]:
+    def score(self, queries: Sequence[FloatArray | JointVectors], ids: Sequence[Collection[str]]) -> list[list[Match]]:
         """Score for each query the documents named for it."""
-        corpus = {document.id: document for document in self._corpus}
-        return [
-            self._ranked([query], [corpus[id] for id in sorted(some)], max(1, len(some)))[0]
-            for query, some in zip(queries, ids, strict=True)
-        ]
+        named = {id for some in ids for id in some}
+        corpus = [document for document in self._corpus if document.id in named]
+        head: Head = "dense" if self._retriever.identity.kind == "dense" else "colbert"
+        return self._ranked(head, queries, corpus, max(1, *map(len, ids)), list(map(set, ids)))
 
-    def _ranked(self, queries: Sequence[FloatArray], corpus: Sequence[Document], k: int) -> list[list[Match]]:
-        rows = [np.atleast_2d(query) for query in queries]
-        found = exact.search(self._retriever.identity.kind, rows, exact.grouped(self._documents(corpus)), k)
+    def _ranked(
+        self,
+        head: Head,
+        queries: Sequence[FloatArray | JointVectors],
+        corpus: Sequence[Document],
+        k: int,
+        among: Sequence[Collection[str]] | None = None,
+    ) -> list[list[Match]]:
+        rows = [rows_of(query, head) for query in queries]
+        found = exact.search(head, rows, exact.grouped(self._documents(head, corpus)), k, among)
         return [[Match(id, score, -1, (0, 0)) for id, score in ranking] for ranking in found]
 
-    def _documents(self, corpus: Sequence[Document]) -> Any:
+    def _documents(self, head: Head, corpus: Sequence[Document]) -> Any:
         for first in range(0, len(corpus), _EXACT_DOCUMENTS):
             some = corpus[first : first + _EXACT_DOCUMENTS]
             for document, (context, spans) in zip(some, self._retriever.windows(some), strict=True):
                 texts = [passage(context, document.text[start:end]) for start, end in spans]
                 self._retriever.model.encode_documents([text for text in texts if text not in self._kept])
-                yield document.id, [self._kept.rows(text) for text in texts]
+                yield document.id, [rows_of(self._kept.rows(text), head) for text in texts]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._retriever.index, name)
@@ -287,13 +319,19 @@ class _WordsOnly:
         return [np.zeros(text.count("\n") + 1, dtype=np.float32) for text in texts]
 
 
+def _kept(folder: Path, identity: ModelIdentity) -> VectorFile | JointFile:
+    if identity.kind == "joint":
+        return JointFile(folder, identity.dim, identity.pooled_dim)
+    return VectorFile(folder, identity.dim)
+
+
 def _built(
     encoder: Metered,
     mode: Mode,
     corpus: Sequence[Document],
     folder: Path,
     progress: Progress | None,
-    kept: VectorFile | None,
+    kept: VectorFile | JointFile | None,
     bits: int | None = None,
 ) -> RetrieverSearcher:
     """Index a corpus in a folder, going on with what is there if it is this encoder's."""

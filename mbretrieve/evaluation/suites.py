@@ -9,7 +9,7 @@ and the languages or context lengths of other tasks, are *parts*: their scores a
 import csv
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ class Part:
 
     ``folder`` is its place below ``--data-dir``, in BEIR layout. ``repository`` is a dataset on the Hugging Face hub at
     ``revision``, of which ``config`` is taken; "" where mteb has none. ``documents`` is how many it holds, or 0.
+    ``chosen``: this split was asked for, and no other is taken in its place.
     """
 
     folder: str
@@ -36,6 +37,7 @@ class Part:
     config: str = ""
     layout: Layout = "hub"
     documents: int = 0
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,20 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A named list of tasks. Its score is the mean over all of them; a mean over fewer does not bear its name."""
+    """A named list of tasks. Its score is the mean over all of them; a mean over fewer does not bear its name.
+
+    ``split`` is the one asked for in the place of the tasks' own, "" for these.
+    """
 
     name: str
     title: str
     tasks: tuple[Task, ...]
+    split: str = ""
+
+    @property
+    def folder(self) -> str:
+        """What its folder of results is called: another split's are never beside these."""
+        return f"{self.name}-{self.split}" if self.split else self.name
 
 
 _BEIR = (
@@ -106,15 +117,34 @@ def names() -> list[str]:
     return list(_SUITES)
 
 
-def get(name: str, tasks: Sequence[str] = ()) -> Suite:
+def get(name: str, tasks: Sequence[str] = (), split: str | None = None) -> Suite:
     """Return a suite by its name, or what a folder in BEIR layout holds; with ``tasks``, those tasks of it.
 
     A folder is one task if it has a corpus.jsonl, else one task for each of its folders that has one. Tasks are named
-    as in mteb or by their folder, in any case. Raises: DataError for an unknown suite or task, naming the nearest.
+    as in mteb or by their folder, in any case. split: judge by this one; whether it is there, loading says.
+    Raises: DataError for an unknown suite or task, naming the nearest, or a task whose splits are its parts.
     """
     suite = _folder_suite(Path(name)) if Path(name).is_dir() and name not in _SUITES else _named_suite(name)
-    if not tasks:
-        return suite
+    suite = _some(suite, tasks) if tasks else suite
+    return suite if split is None else _of_split(suite, split)
+
+
+def _of_split(suite: Suite, split: str) -> Suite:
+    """Put a split in the place of every part's own; where it is that, nothing changes but that no other will do."""
+    for task in suite.tasks:
+        own = [part.split for part in task.parts]
+        if task.parts[0].layout == "longembed" and set(own) != {split}:
+            raise DataError(f"{task.name} has no split {split!r} to choose, only {', '.join(own)}: leave --split out")
+    tasks = tuple(
+        replace(task, parts=tuple(replace(part, split=split, chosen=True) for part in task.parts))
+        for task in suite.tasks
+    )
+    if all(part.split == split for task in suite.tasks for part in task.parts):
+        return replace(suite, tasks=tasks)
+    return Suite(suite.name, f"{suite.title}, split {split}", tasks, split)
+
+
+def _some(suite: Suite, tasks: Sequence[str]) -> Suite:
     known = {alias.lower(): task for task in suite.tasks for alias in _aliases(task)}
     for wanted in tasks:
         if wanted.lower() not in known:

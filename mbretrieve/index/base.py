@@ -1,4 +1,4 @@
-"""What both kinds of index do: make and open a folder, search and read one generation of it, hand out a writer."""
+"""What all kinds of index do: make and open a folder, search and read one generation of it, hand out a writer."""
 
 import json
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,23 @@ from mbretrieve.index.files import folder_bytes
 from mbretrieve.index.lexical import search_words
 from mbretrieve.index.plan import Effort
 from mbretrieve.index.reading import keys_by_id, named, owners, passing, read_documents, scan_documents
-from mbretrieve.index.records import Entry, Match, best_first, check_rows
+from mbretrieve.index.records import Entry, Match, best_first
 from mbretrieve.index.repair import repair
 from mbretrieve.index.segments import CODEBOOKS, LISTS, NEIGHBORS, SEGMENTS
 from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.index.verify import verify
 from mbretrieve.index.view import Found, Ranked, View, load_view
-from mbretrieve.types import Document, Kind, Metadata, Where
+from mbretrieve.types import Document, JointVectors, Kind, Metadata, Where
 
 GROUP_SCORES = 1 << 24  # scores held at a time (64 MiB): more queries are answered in groups
 
+Query = TypeVar("Query")
+"""A query that was checked, as a kind of index scores it."""
+Vectors = NDArray[Any] | JointVectors
+"""A query or document as a caller has it: a (tokens, dim) array, in a dense index (dim,), in a joint one both."""
 
-class VectorIndex(ABC):
+
+class VectorIndex(ABC, Generic[Query]):
     """An index on disk, opened at one generation: what others commit later is seen after ``refresh``.
 
     Several threads may read through one object; a search that runs during a ``refresh`` ends on its old generation.
@@ -48,14 +53,21 @@ class VectorIndex(ABC):
 
     @classmethod
     def create(
-        cls, path: str | Path, dim: int, identity: Mapping[str, Any] | None = None, *, bits: int | None = None
+        cls,
+        path: str | Path,
+        dim: int,
+        identity: Mapping[str, Any] | None = None,
+        *,
+        bits: int | None = None,
+        pooled_dim: int = 0,
     ) -> Self:
         """Make an empty index for vectors of ``dim`` numbers; ``identity`` (JSON values) says what made them.
 
         bits: a dimension of a packed vector has so many, 1, 2, 4 or 8; if not given, as many as lose nearly nothing.
+        pooled_dim: of a joint index, the numbers of the vector that stands beside a window's tokens'.
         Raises: DataError if there is already something at ``path``; IndexBusyError if it cannot be written.
         """
-        create_catalogue(Path(path), cls.kind, dim, identity or {}, cls._bits(bits))
+        create_catalogue(Path(path), cls.kind, dim, identity or {}, cls._bits(bits), pooled_dim)
         return cls.open(path)
 
     @classmethod
@@ -138,12 +150,13 @@ class VectorIndex(ABC):
     def add(
         self,
         ids: Sequence[str],
-        vectors: Sequence[NDArray[Any]] | NDArray[Any],
+        vectors: Sequence[Vectors] | NDArray[Any],
         metadata: Sequence[Metadata] | None = None,
     ) -> None:
         """Add documents by their vectors alone, each in the place of the one with its id if there is one; commits.
 
-        vectors: for each document a (tokens, dim) array, or in a dense index one (dim,) row of an (n, dim) array.
+        vectors: for each document a (tokens, dim) array, in a dense index one (dim,) row of an (n, dim) array, in a
+        joint index ``JointVectors``.
         Raises: DataError naming an id, IndexBusyError; nothing is then written.
         """
         if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(ids)):
@@ -172,7 +185,7 @@ class VectorIndex(ABC):
 
     def search(
         self,
-        queries: Sequence[NDArray[Any]] | NDArray[Any],
+        queries: Sequence[Vectors] | NDArray[Any],
         k: int,
         *,
         where: Where | None = None,
@@ -211,9 +224,7 @@ class VectorIndex(ABC):
         _, view = self._snapshot()
         return plan.effort(view.packed_tokens, k)
 
-    def score(
-        self, queries: Sequence[NDArray[Any]] | NDArray[Any], ids: Sequence[Collection[str]]
-    ) -> list[list[Match]]:
+    def score(self, queries: Sequence[Vectors] | NDArray[Any], ids: Sequence[Collection[str]]) -> list[list[Match]]:
         """Score for each query the documents named for it, exactly; best first, unknown ids left out."""
         checked = self._queries(queries)
         if len(checked) != len(ids):
@@ -278,16 +289,18 @@ class VectorIndex(ABC):
     def status(self) -> dict[str, Any]:
         """Return what the index holds and how large it is; reads no vectors.
 
-        ``searched``: how many tokens, a dense vector being one, are compared with each query (flat), and how many are
-        found along a graph or by inverted lists.
+        ``searched``: how many tokens, or windows where these have a dense vector, are compared with each query (flat),
+        and how many are found along a graph or by inverted lists.
         """
         [(segments, windows, tokens, packed)] = self._catalogue.rows(
             "SELECT count(*), coalesce(sum(live_rows), 0), coalesce(sum(live_tokens), 0),"
             " coalesce(sum(live_tokens) FILTER (WHERE codebook IS NOT NULL), 0) FROM segments"
         )
+        by_tokens = self.kind == "colbert"
+        counted = "live_tokens" if by_tokens else "live_rows"
         [(graph, lists)] = self._catalogue.rows(
-            "SELECT coalesce(sum(live_tokens) FILTER (WHERE files.name = ?), 0),"
-            " coalesce(sum(live_tokens) FILTER (WHERE files.name = ?), 0)"
+            f"SELECT coalesce(sum({counted}) FILTER (WHERE files.name = ?), 0),"  # noqa: S608 - a constant
+            f" coalesce(sum({counted}) FILTER (WHERE files.name = ?), 0)"
             " FROM segments JOIN files ON folder = segments.name",
             (NEIGHBORS, LISTS),
         )
@@ -307,7 +320,7 @@ class VectorIndex(ABC):
             "tokens": tokens,
             "segments": segments,
             "packed_tokens": packed,
-            "searched": {"flat": tokens - graph - lists, "graph": graph, "lists": lists},
+            "searched": {"flat": (tokens if by_tokens else windows) - graph - lists, "graph": graph, "lists": lists},
             "bits": self._catalogue.bits,
             "lists": [book.lists for book in codebooks],
             "bytes_per_token": round(stored / tokens, 1) if tokens else 0.0,
@@ -334,25 +347,27 @@ class VectorIndex(ABC):
 
     # What the kinds differ in
 
-    @abstractmethod
-    def _one_window(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return what ``add`` was given for a document as its one window's (tokens, dim) array."""
-
-    def _queries(self, queries: Sequence[NDArray[Any]] | NDArray[Any]) -> list[NDArray[np.float32]]:
-        """Check queries and return each as a (tokens, dim) float32 array."""
-        return [check_rows(f"query {i}", self._one_window(rows), self.dim) for i, rows in enumerate(queries)]
+    def _one_window(self, vectors: Any) -> Any:
+        """Return what ``add`` was given for a document as its one window has it."""
+        return vectors
 
     @abstractmethod
-    def _score_windows(
-        self, view: View, queries: list[NDArray[np.float32]], positions: Integers
-    ) -> NDArray[np.float32]:
+    def _query(self, name: str, query: Any) -> Query:
+        """Check a query. Raises: DataError starting with ``name``."""
+
+    def _queries(self, queries: Sequence[Any] | NDArray[Any]) -> list[Query]:
+        """Check queries."""
+        return [self._query(f"query {i}", self._one_window(query)) for i, query in enumerate(queries)]
+
+    @abstractmethod
+    def _score_windows(self, view: View, queries: list[Query], positions: Integers) -> NDArray[np.float32]:
         """Score some windows (P,) for each query, exactly: (Q, P)."""
 
     @abstractmethod
     def _candidates(
         self,
         view: View,
-        queries: list[NDArray[np.float32]],
+        queries: list[Query],
         positions: Integers,
         k: int,
         effort: Effort | None,

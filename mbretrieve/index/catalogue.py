@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mbretrieve.errors import DataError, IndexBusyError, IndexFormatError
 from mbretrieve.index.files import StoredFile, sync_folder
 from mbretrieve.index.lock import writer_lock
-from mbretrieve.index.records import LAYOUTS
+from mbretrieve.index.records import LAYOUTS, Layout
 from mbretrieve.index.segments import CODEBOOKS, SEGMENTS, CodebookRecord, SegmentRecord
 from mbretrieve.types import Kind
 
@@ -130,13 +130,17 @@ def damaged(index: Path, what: str) -> IndexFormatError:
     return IndexFormatError(f"{index / FILE} is damaged ({what}): restore it from a copy, or index again")
 
 
-def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, Any], bits: int | None) -> None:
+def create_catalogue(
+    index: Path, kind: Kind, dim: int, identity: Mapping[str, Any], bits: int | None, pooled_dim: int = 0
+) -> None:
     """Make the folder and its empty catalogue, complete or not at all.
 
     Raises: DataError if something is there already, IndexBusyError if the folder cannot be written.
     """
     if kind not in LAYOUTS or dim < 1:
         raise ValueError(f"kind {kind!r} with dim {dim}; one of {', '.join(LAYOUTS)} and at least 1 were expected")
+    if pooled_dim < 0 or (kind == "joint") != bool(pooled_dim):
+        raise ValueError(f"kind {kind!r} with pooled_dim {pooled_dim}; of a joint index alone at least 1 was expected")
     with translated(index):
         if index.exists():
             _refuse_others(index)  # before a lock file is left among them
@@ -159,6 +163,7 @@ def create_catalogue(index: Path, kind: Kind, dim: int, identity: Mapping[str, A
                 "identity": dict(identity),
                 "generation": 0,
                 "settings": {},
+                **({"pooled_dim": pooled_dim} if pooled_dim else {}),
             }
             for name, value in meta.items():
                 put_meta(connection, name, value)
@@ -258,6 +263,11 @@ class Catalogue:
     def dim(self) -> int:
         """The vectors' dimension."""
         return int(self._meta["dim"])
+
+    @property
+    def layout(self) -> Layout:
+        """How the vectors are stored in segments."""
+        return LAYOUTS[self.kind]._replace(pooled_dim=int(self._meta.get("pooled_dim", 0)))
 
     @property
     def bits(self) -> int | None:
@@ -390,6 +400,10 @@ class Catalogue:
         self._meta = {name: json.loads(value) for name, value, _ in rows}
         if missing := {"kind", "dim", "bits", "identity", "generation", "settings"} - set(self._meta):
             raise damaged(self.index, f"it does not say its {min(missing)}")
+        if self.kind not in LAYOUTS:
+            raise IndexFormatError(
+                f"{self.index} is a {self.kind} index, which this version cannot read: upgrade mbretrieve"
+            )
 
     def _check_frozen(self) -> None:
         if self._frozen is not None and _stamp(self.index) != self._frozen:

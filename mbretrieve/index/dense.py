@@ -16,8 +16,10 @@ from mbretrieve.index import plan
 from mbretrieve.index.arrays import first_of_each
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
+from mbretrieve.index.dense_rows import DenseRows
 from mbretrieve.index.plan import Effort
-from mbretrieve.index.segments import RawSegment
+from mbretrieve.index.records import one_head
+from mbretrieve.index.segments import Segment
 from mbretrieve.index.view import Found, View
 from mbretrieve.types import Kind
 
@@ -26,7 +28,7 @@ BLOCK_ROWS = 1 << 16
 Floats = NDArray[np.float32]
 
 
-class DenseIndex(VectorIndex):
+class DenseIndex(VectorIndex[Floats]):
     """Documents of one vector a window, scored by cosine similarity; usable alone, with anyone's vectors.
 
     >>> index = DenseIndex.create("my.index", dim=2)
@@ -37,15 +39,17 @@ class DenseIndex(VectorIndex):
 
     kind: ClassVar[Kind] = "dense"
 
-    def _one_window(self, rows: NDArray[Any]) -> NDArray[Any]:
-        return np.atleast_2d(rows)
+    def _one_window(self, vectors: Any) -> NDArray[Any]:
+        return np.atleast_2d(vectors)
+
+    def _query(self, name: str, query: NDArray[Any]) -> Floats:
+        return one_head(name, query, self.dim)
 
     def _score_windows(self, view: View, queries: list[Floats], positions: Integers) -> Floats:
         out = np.empty((len(queries), len(positions)), dtype=np.float32)
         stacked = np.concatenate(queries)
         for segment, some, rows in view.by_segment(positions):
-            assert isinstance(segment, RawSegment)  # dense vectors are not packed
-            for part, vectors in _blocks(segment, rows):
+            for part, vectors in _blocks(_dense(segment), rows):
                 out[:, some][:, part] = _cosines(stacked, vectors)
         return out
 
@@ -68,20 +72,26 @@ class DenseIndex(VectorIndex):
         k: int,
         effort: Effort | None,
     ) -> list[Found]:
-        stacked = _unit_rows(np.concatenate(queries))
-        selected = view.selected(positions)
-        # The best 2k windows hold the best k documents if enough of those differ; if not, more windows are asked for,
-        # in the end all of them.
-        depth = min(2 * k, len(positions))
-        found = _nearest(view, stacked, selected, depth, effort)
-        while depth < len(positions):
-            short = [i for i, one in enumerate(found) if _distinct(view, one) < k]
-            if not short:
-                break
-            depth = min(4 * depth, len(positions))
-            for i, one in zip(short, _nearest(view, stacked[short], selected, depth, effort), strict=True):
-                found[i] = one
-        return found
+        return nearest_windows(view, np.concatenate(queries), positions, k, effort)
+
+
+def nearest_windows(view: View, queries: Floats, positions: Integers, k: int, effort: Effort | None) -> list[Found]:
+    """Return for each query (n, dim) windows among ``positions`` by their dense vectors, thought to hold the best
+    windows of the best ``k`` contents; of no fewer contents than there are."""
+    unit = _unit_rows(queries)
+    selected = view.selected(positions)
+    # The best 2k windows hold the best k documents if enough of those differ; if not, more windows are asked for, in
+    # the end all of them.
+    depth = min(2 * k, len(positions))
+    found = _nearest(view, unit, selected, depth, effort)
+    while depth < len(positions):
+        short = [i for i, one in enumerate(found) if _distinct(view, one) < k]
+        if not short:
+            break
+        depth = min(4 * depth, len(positions))
+        for i, one in zip(short, _nearest(view, unit[short], selected, depth, effort), strict=True):
+            found[i] = one
+    return found
 
 
 def _nearest(
@@ -91,8 +101,7 @@ def _nearest(
     scores = np.empty((len(queries), 0), dtype=np.float32)
     positions = np.empty((len(queries), 0), dtype=np.int64)
     for number, (segment, here) in enumerate(zip(view.segments, selected, strict=True)):
-        assert isinstance(segment, RawSegment)
-        for near, rows in _nearest_rows(segment, queries, here, depth, effort):
+        for near, rows in _nearest_rows(_dense(segment), queries, here, depth, effort):
             scores, positions = np.hstack([scores, near]), np.hstack([positions, view.at(number, rows)])
             if scores.shape[1] > depth:
                 best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
@@ -106,7 +115,7 @@ def _nearest(
 
 
 def _nearest_rows(
-    segment: RawSegment, queries: Floats, selected: NDArray[np.bool_], depth: int, effort: Effort | None
+    segment: DenseRows, queries: Floats, selected: NDArray[np.bool_], depth: int, effort: Effort | None
 ) -> Iterator[tuple[Floats, Integers]]:
     """Yield scores and rows (n, m) among which are the ``depth`` selected ones of a segment that are nearest to each
     query, or are thought to be; -inf and -1 fill up."""
@@ -145,7 +154,12 @@ def _cosines(queries: Floats, vectors: Floats) -> Floats:
     return scores
 
 
-def _blocks(segment: RawSegment, rows: Integers) -> Iterator[tuple[slice, Floats]]:
+def _dense(segment: Segment) -> DenseRows:
+    assert segment.dense is not None  # of a dense or a joint index
+    return segment.dense
+
+
+def _blocks(segment: DenseRows, rows: Integers) -> Iterator[tuple[slice, Floats]]:
     """Yield the vectors of some rows, rising, a bounded number at a time and checked, with their place in ``rows``."""
     for first in range(0, len(rows), BLOCK_ROWS):
         part = rows[first : first + BLOCK_ROWS]

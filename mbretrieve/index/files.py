@@ -3,6 +3,7 @@
 A folder is written under a name that begins with a dot, made durable, renamed, and counts once the catalogue names it.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -161,6 +162,39 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
         file.write(little.data)
         file.flush()
         os.fsync(file.fileno())
+
+
+class ArrayWriter:
+    """Appends rows to a numpy file whose length is known when it is finished."""
+
+    def __init__(self, path: Path, dtype: DTypeLike, row: tuple[int, ...]) -> None:
+        self.path, self._dtype, self._row = path, np.dtype(dtype), row
+        self._file: BinaryIO = path.open("w+b")
+        self._file.write(npy_header(dtype, (0, *row)))
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write some rows behind those that were."""
+        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype.newbyteorder("<")).data)
+
+    def mapped(self, length: int) -> NDArray[Any]:
+        """Return what was appended."""
+        self._file.flush()
+        shape = (length, *self._row)
+        mapped: NDArray[Any] = np.memmap(self.path, dtype=self._dtype, mode="r", offset=HEADER, shape=shape)
+        return mapped
+
+    def finish(self, length: int) -> None:
+        """Write how many rows there are, make the file durable and close it."""
+        self._file.seek(0)
+        self._file.write(npy_header(self._dtype, (length, *self._row)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file, whatever is in it."""
+        with contextlib.suppress(OSError):  # what a full disk did not take need not be taken now
+            self._file.close()
 
 
 def folder_bytes(folder: Path) -> int:

@@ -19,6 +19,7 @@ from mbretrieve.index.arrays import distinct, first_of_each
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
 from mbretrieve.index.plan import Effort
+from mbretrieve.index.records import one_head
 from mbretrieve.index.segments import PackedSegment, RawSegment
 from mbretrieve.index.view import Found, View
 from mbretrieve.types import Kind
@@ -35,7 +36,7 @@ MOST_TOKENS = 512  # of queries that are looked up together: a row of scores wit
 Floats = NDArray[np.float32]
 
 
-class MultiVectorIndex(VectorIndex):
+class MultiVectorIndex(VectorIndex[Floats]):
     """Documents of many vectors, scored by MaxSim; usable alone, with anyone's vectors.
 
     >>> index = MultiVectorIndex.create("my.index", dim=2)
@@ -50,25 +51,15 @@ class MultiVectorIndex(VectorIndex):
 
     kind: ClassVar[Kind] = "colbert"
 
-    def _one_window(self, rows: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(rows)
+    def _query(self, name: str, query: NDArray[Any]) -> Floats:
+        return one_head(name, query, self.dim)
 
     @classmethod
     def _bits(cls, bits: int | None) -> int | None:
-        if bits is not None and bits not in BITS:
-            raise DataError(f"{bits} bits a dimension were asked for; {', '.join(map(str, BITS))} can be had")
-        return bits or DEFAULT_BITS
+        return checked_bits(bits)
 
     def _score_windows(self, view: View, queries: list[Floats], positions: Integers) -> Floats:
-        out = np.empty((len(queries), len(positions)), dtype=np.float32)
-        for segment, some, rows in view.by_segment(positions):
-            segment.check_rows(rows)
-            if isinstance(segment, RawSegment):
-                out[:, some] = _raw_scores(segment, queries, rows)
-            else:
-                rotated = [segment.codebook.rotate(query) for query in queries]
-                out[:, some] = _packed_scores(segment, rotated, rows)
-        return out
+        return score_windows(view, queries, positions)
 
     def _candidates(
         self,
@@ -155,6 +146,26 @@ class _Look(NamedTuple):
         rotated = codebook.rotate(vectors)
         products, numbers, largest = codebook.nearest_lists(rotated, probes)
         return cls(rotated, products, numbers, largest)
+
+
+def checked_bits(bits: int | None) -> int:
+    """Return how many bits a dimension of a packed token's vector is to have. Raises: DataError if it cannot."""
+    if bits is not None and bits not in BITS:
+        raise DataError(f"{bits} bits a dimension were asked for; {', '.join(map(str, BITS))} can be had")
+    return bits or DEFAULT_BITS
+
+
+def score_windows(view: View, queries: list[Floats], positions: Integers) -> Floats:
+    """Score windows (P,) for each query (tokens, dim) by MaxSim over their tokens as they are kept: (Q, P)."""
+    out = np.empty((len(queries), len(positions)), dtype=np.float32)
+    for segment, some, rows in view.by_segment(positions):
+        segment.check_rows(rows)
+        if isinstance(segment, RawSegment):
+            out[:, some] = _raw_scores(segment, queries, rows)
+        else:
+            rotated = [segment.codebook.rotate(query) for query in queries]
+            out[:, some] = _packed_scores(segment, rotated, rows)
+    return out
 
 
 def _raw_scores(segment: RawSegment, queries: list[Floats], rows: Integers) -> Floats:

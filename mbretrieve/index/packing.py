@@ -15,6 +15,7 @@ from mbretrieve.index import plan
 from mbretrieve.index.arrays import first_of_each, spread
 from mbretrieve.index.codebooks import Codebook, train_codebook
 from mbretrieve.index.lists import merge_lists, write_lists
+from mbretrieve.index.records import Layout
 from mbretrieve.index.segments import PackedSegment, PackedWriter, Written
 from mbretrieve.index.windows import Table
 
@@ -46,6 +47,12 @@ class Source(NamedTuple):
     offsets: Integers
     windows: Table
     rows: Integers
+    pooled: NDArray[np.float32] | None
+    """Each row's dense vector in a joint index, (all rows, pooled_dim)."""
+
+    def pooled_of(self, rows: Integers) -> NDArray[np.float32] | None:
+        """Return the dense vectors of some rows."""
+        return None if self.pooled is None else np.asarray(self.pooled[rows])
 
     @property
     def tokens(self) -> int:
@@ -100,8 +107,8 @@ def runs(offsets: Integers, windows: Table, rows: Integers, tokens: int) -> Iter
         yield rows[starts[first] : starts[last]]
 
 
-def pack(index: Path, codebook: Codebook, sources: Sequence[Source]) -> Written:
-    """Write the sources' live rows as one packed segment."""
+def pack(index: Path, layout: Layout, codebook: Codebook, sources: Sequence[Source], memory: int) -> Written:
+    """Write the sources' live rows as one packed segment; memory: see ``SegmentWriter.finish``."""
 
     def blocks() -> Iterator[_Block]:
         for source in sources:
@@ -110,69 +117,82 @@ def pack(index: Path, codebook: Codebook, sources: Sequence[Source]) -> Written:
                 vectors = source.vectors[_places(source.offsets, some)]
                 rotated = codebook.rotate(np.asarray(vectors, dtype=np.float32))
                 assigned = codebook.assign(rotated)
-                yield _Block(rotated, assigned, codebook.encode(rotated, assigned), lengths, source.windows[some])
+                codes = codebook.encode(rotated, assigned)
+                yield _Block(rotated, assigned, codes, lengths, source.windows[some], source.pooled_of(some))
 
-    return _write(index, codebook, blocks())
+    return _write(index, layout, codebook, blocks(), memory)
 
 
-def repack(
-    index: Path,
-    codebook: Codebook,
-    assignments: NDArray[np.integer[Any]],
-    codes: NDArray[np.uint8],
-    offsets: Integers,
-    windows: Table,
-    rows: Integers,
-) -> Written:
+class Coded(NamedTuple):
+    """A packed segment's arrays: its tokens' (tokens,) and (tokens, bytes), and its rows' as those of a ``Source``."""
+
+    assignments: NDArray[np.integer[Any]]
+    codes: NDArray[np.uint8]
+    offsets: Integers
+    windows: Table
+    pooled: NDArray[np.float32] | None
+
+
+def repack(index: Path, layout: Layout, codebook: Codebook, coded: Coded, rows: Integers, memory: int) -> Written:
     """Copy some rows, rising, of a packed segment's arrays into a new one, its lists made from the decoded tokens."""
 
     def blocks() -> Iterator[_Block]:
-        for some in _row_blocks(offsets, rows):
-            lengths = offsets[some + 1] - offsets[some]
-            at = _places(offsets, some)
-            assigned, coded = np.asarray(assignments[at]), np.asarray(codes[at])
-            yield _Block(codebook.decode(assigned, coded), assigned, coded, lengths, windows[some])
+        for some in _row_blocks(coded.offsets, rows):
+            lengths = coded.offsets[some + 1] - coded.offsets[some]
+            at = _places(coded.offsets, some)
+            assigned, codes = np.asarray(coded.assignments[at]), np.asarray(coded.codes[at])
+            pooled = None if coded.pooled is None else np.asarray(coded.pooled[some])
+            yield _Block(codebook.decode(assigned, codes), assigned, codes, lengths, coded.windows[some], pooled)
 
-    return _write(index, codebook, blocks())
+    return _write(index, layout, codebook, blocks(), memory)
 
 
 class _Block(NamedTuple):
-    """Some rows' tokens: rotated (t, padded), assigned (t,), coded (t, bytes); each row's length and window."""
+    """Some rows' tokens: rotated (t, padded), assigned (t,), coded (t, bytes); each row's length, window and dense
+    vector, if they have them."""
 
     rotated: NDArray[np.float32]
     assigned: NDArray[np.integer[Any]]
     codes: NDArray[np.uint8]
     lengths: Integers
     windows: Table
+    pooled: NDArray[np.float32] | None
 
 
-def _write(index: Path, codebook: Codebook, blocks: Iterator[_Block]) -> Written:
-    writer = PackedWriter(index, codebook)
+def _write(index: Path, layout: Layout, codebook: Codebook, blocks: Iterator[_Block], memory: int) -> Written:
+    writer = PackedWriter(index, layout, codebook)
     try:
         assignments: list[NDArray[np.integer[Any]]] = []
         products: list[NDArray[np.uint8]] = []
         for block in blocks:
-            writer.append(block.assigned, block.codes, block.lengths, block.windows)
-            assignments.append(block.assigned)
-            products.append(codebook.pack_products(block.rotated, block.assigned))
-        lengths = writer.row_lengths()
-        write_lists(
-            writer.lists,
-            len(codebook.centroids),
-            np.concatenate(assignments),
-            np.concatenate(products),
-            np.repeat(np.arange(len(lengths)), lengths),
-        )
-        return Written(writer.name, writer.rows, writer.tokens, writer.finish())
+            writer.append(block.assigned, block.codes, block.lengths, block.windows, block.pooled)
+            if writer.lists is not None:
+                assignments.append(block.assigned)
+                products.append(codebook.pack_products(block.rotated, block.assigned))
+        if writer.lists is not None:
+            lengths = writer.row_lengths()
+            write_lists(
+                writer.lists,
+                len(codebook.centroids),
+                np.concatenate(assignments),
+                np.concatenate(products),
+                np.repeat(np.arange(len(lengths)), lengths),
+            )
+        return Written(writer.name, writer.rows, writer.tokens, writer.finish(memory))
     finally:
         writer.close()
 
 
 def merge(
-    index: Path, codebook: Codebook, segments: Sequence[PackedSegment], rows: Sequence[Integers], memory: int
+    index: Path,
+    layout: Layout,
+    codebook: Codebook,
+    segments: Sequence[PackedSegment],
+    rows: Sequence[Integers],
+    memory: int,
 ) -> Written:
     """Copy the live rows of packed segments of one codebook into one segment."""
-    writer = PackedWriter(index, codebook)
+    writer = PackedWriter(index, layout, codebook)
     try:
         maps = []
         for segment, live in zip(segments, rows, strict=True):
@@ -183,10 +203,12 @@ def merge(
             for some in _row_blocks(segment.offsets, live):
                 lengths = segment.offsets[some + 1] - segment.offsets[some]
                 at = _places(segment.offsets, some)
-                writer.append(segment.assignments[at], segment.codes[at], lengths, segment.windows.table[some])
+                pooled = None if segment.pooled is None else segment.pooled[some]
+                writer.append(segment.assignments[at], segment.codes[at], lengths, segment.windows.table[some], pooled)
         # What is mapped, and what the build left behind, wants its share of the memory, too.
-        merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory // 4)
-        return Written(writer.name, writer.rows, writer.tokens, writer.finish())
+        if writer.lists is not None:
+            merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory // 4)
+        return Written(writer.name, writer.rows, writer.tokens, writer.finish(memory))
     finally:
         writer.close()
 

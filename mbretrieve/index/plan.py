@@ -31,6 +31,7 @@ class Effort:
     A dense vector is a window of one token. Of inverted lists the best ``tokens`` vectors by their codes, but at most
     ``rescore``, are scored as they came. In a graph ``tokens`` candidates are kept while it is walked (efSearch), each
     scored as it came. What is flat is compared whole, whatever the effort; a filter makes the others look further.
+    In a joint index the best ``rescore`` documents by their windows' dense vectors, found as these say, are scored.
     """
 
     probes: int
@@ -124,3 +125,14 @@ def dense_effort(vectors: int, k: int) -> Effort:
     least = dense_row(vectors).effort
     more = max(1, 4 * k // least.tokens)  # the best hundred lie in more lists than the best ten
     return Effort(least.probes * more, max(least.tokens, 4 * k), max(least.rescore, 4 * k))
+
+
+FETCHED = 100
+"""So many documents of a joint index are fetched by their dense vectors at least, and ranked by their tokens."""
+
+
+def joint_effort(windows: int, k: int) -> Effort:
+    """Return how far to search a joint index of so many windows for the best ``k`` documents."""
+    rescore = max(FETCHED, 2 * k)
+    least = dense_row(windows).effort
+    return Effort(least.probes * max(1, 2 * rescore // least.tokens), max(least.tokens, 2 * rescore), rescore)

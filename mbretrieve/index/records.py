@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import DataError
-from mbretrieve.types import Kind, Metadata
+from mbretrieve.types import JointVectors, Kind, Metadata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """A document to be stored: ``vectors`` holds one (tokens, dim) float array for each window of its text (of one row
-    if the index is dense), ``spans`` the windows' character ranges, ``content_hash`` whatever names text and context
-    for ``Writer.add_same`` (empty: nothing). Documents of one ``source`` are deleted together."""
+    if the index is dense, ``JointVectors`` if it is joint), ``spans`` the windows' character ranges, ``content_hash``
+    whatever names text and context for ``Writer.add_same`` (empty: nothing). Documents of one ``source`` are deleted
+    together."""
 
     id: str
-    vectors: Sequence[NDArray[Any]]
+    vectors: Sequence[NDArray[Any] | JointVectors]
     spans: Sequence[tuple[int, int]]
     text: str = ""
     context: str = ""
@@ -51,17 +52,31 @@ class Layout(NamedTuple):
     dtype: type[np.floating[Any]]
     many_rows: bool
     """Whether a window has many vectors, so that offsets.npy says where each begins."""
+    pooled_dim: int = 0
+    """The numbers of the one vector that a window has beside its tokens', in DENSE_FILE, by which it is fetched; 0: it
+    has none, and is fetched by its tokens."""
 
+
+DENSE_FILE = "vectors.npy"
+"""One unit vector a window, float32: of a dense index all there is, of a joint one what stands beside the tokens."""
 
 # A dense vector is small beside its text, and FAISS reads float32 as it lies; token vectors are the bulk of an index.
 LAYOUTS: dict[Kind, Layout] = {
     "colbert": Layout("tokens.npy", np.float16, many_rows=True),
-    "dense": Layout("vectors.npy", np.float32, many_rows=False),
+    "dense": Layout(DENSE_FILE, np.float32, many_rows=False),
+    "joint": Layout("tokens.npy", np.float16, many_rows=True),
 }
 
 
-def stored_vectors(entry: Entry, layout: Layout, dim: int) -> list[NDArray[Any]]:
-    """Check an entry whole and return its vectors as they are stored, one (tokens, dim) array a window.
+class Stored(NamedTuple):
+    """A window as it is stored: its (tokens, dim) vectors, and its (pooled_dim,) one in a joint index."""
+
+    vectors: NDArray[Any]
+    pooled: NDArray[np.float32] | None
+
+
+def stored_vectors(entry: Entry, layout: Layout, dim: int) -> list[Stored]:
+    """Check an entry whole and return its vectors as they are stored, one for each window.
 
     Raises: DataError naming the id and what is wrong with it.
     """
@@ -77,20 +92,49 @@ def stored_vectors(entry: Entry, layout: Layout, dim: int) -> list[NDArray[Any]]
     return [_stored(name, window, rows, layout, dim) for window, rows in enumerate(entry.vectors)]
 
 
-def _stored(name: str, window: int, rows: NDArray[Any], layout: Layout, dim: int) -> NDArray[Any]:
-    checked = check_rows(f"window {window} of {name}", rows, dim)
-    if not layout.many_rows:
-        if len(checked) != 1:
-            raise DataError(f"window {window} of {name} has {len(checked)} vectors; a dense index takes one a window")
-        norm = float(np.linalg.norm(checked))
-        if norm == 0:
-            raise DataError(f"window {window} of {name} is a zero vector; its cosine is undefined: leave it out")
-        checked = checked / norm
+def _stored(name: str, number: int, window: NDArray[Any] | JointVectors, layout: Layout, dim: int) -> Stored:
+    name = f"window {number} of {name}"
+    if layout.pooled_dim:
+        both = both_heads(name, window, dim, layout.pooled_dim)
+        return Stored(
+            _as_kept(name, both.tokens, layout), _unit_row(f"the pooled vector of {name}", both.pooled[None])[0]
+        )
+    checked = one_head(name, window, dim)
+    return Stored(_as_kept(name, checked if layout.many_rows else _unit_row(name, checked), layout), None)
+
+
+def _as_kept(name: str, rows: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """Return vectors in the numbers of a layout. Raises: DataError starting with ``name`` for those beyond them."""
     with np.errstate(over="ignore"):
-        stored = checked.astype(layout.dtype)
+        stored = rows.astype(layout.dtype)
     if not np.isfinite(stored).all():
-        raise DataError(f"window {window} of {name} has values too large for {np.dtype(layout.dtype).name}")
+        raise DataError(f"{name} has values too large for {np.dtype(layout.dtype).name}")
     return stored
+
+
+def one_head(name: str, vectors: NDArray[Any] | JointVectors, dim: int) -> NDArray[np.float32]:
+    """Return checked vectors (tokens, dim) for an index of one head. Raises: DataError starting with ``name``."""
+    if isinstance(vectors, JointVectors):
+        raise DataError(f"{name} has vectors of both heads; only a joint index takes those")
+    return check_rows(name, vectors, dim)
+
+
+def both_heads(name: str, vectors: NDArray[Any] | JointVectors, dim: int, pooled_dim: int) -> JointVectors:
+    """Return checked vectors for a joint index. Raises: DataError starting with ``name``."""
+    if not isinstance(vectors, JointVectors):
+        raise DataError(f"{name} has vectors of one head; a joint index takes both, as JointVectors")
+    [row] = check_rows(f"the pooled vector of {name}", np.asarray(vectors.pooled)[None], pooled_dim)
+    return JointVectors(check_rows(name, vectors.tokens, dim), row)
+
+
+def _unit_row(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+    """Return a dense vector (1, dim) at unit length. Raises: DataError starting with ``name``."""
+    if len(rows) != 1:
+        raise DataError(f"{name} has {len(rows)} vectors; a dense index takes one a window")
+    norm = float(np.linalg.norm(rows))
+    if norm == 0:
+        raise DataError(f"{name} is a zero vector; its cosine is undefined: leave it out")
+    return np.asarray(rows / norm, dtype=np.float32)
 
 
 def check_rows(name: str, rows: NDArray[Any], dim: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:

@@ -29,7 +29,6 @@ from mbretrieve.index.catalogue import (
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.inverting import Inverter
 from mbretrieve.index.lock import writer_lock
-from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.salvage import Salvaged, rewrite, salvage
 from mbretrieve.index.segments import open_codebook
 from mbretrieve.index.vectors import VectorStore
@@ -116,7 +115,7 @@ class _Repair:
 
     def _segments(self, codebooks: dict[int, Any]) -> Iterator[Salvaged]:
         self._drop_changed("segments", SEGMENT_COLUMNS)
-        layout, dim = LAYOUTS[self._catalogue.kind], self._catalogue.dim
+        layout, dim = self._catalogue.layout, self._catalogue.dim
         for record in self._catalogue.segments():
             found = salvage(self._index, record, layout, dim, codebooks)
             if found is None:

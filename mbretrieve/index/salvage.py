@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.files import BLOCK, HEADER, MappedFolder
-from mbretrieve.index.records import Layout
+from mbretrieve.index.records import DENSE_FILE, Layout, Stored
 from mbretrieve.index.segments import (
     ASSIGNMENTS,
     CODES,
@@ -46,6 +46,11 @@ class Salvaged:
     arrays: dict[str, NDArray[Any]]
     damaged: list[str]
 
+    @property
+    def pooled(self) -> NDArray[np.float32] | None:
+        """Each row's dense vector, as far as they go, if it stands beside its tokens'."""
+        return self.arrays[DENSE_FILE] if self.layout.pooled_dim else None
+
 
 def salvage(
     index: Path, record: SegmentRecord, layout: Layout, dim: int, codebooks: "Mapping[int, Codebook]"
@@ -70,7 +75,7 @@ def salvage(
             return None
         arrays[name] = _readable(folder.path / name, dtype, row)
         width = int(np.dtype(dtype).itemsize * np.prod(row, dtype=int))
-        ends = rows if name == WINDOWS else offsets
+        ends = rows if name in (WINDOWS, DENSE_FILE) else offsets
         bad = np.concatenate([[0], np.cumsum(~blocks[name])])
         starts, stops = HEADER + ends[:-1] * width, HEADER + ends[1:] * width
         if stops[-1] > (len(bad) - 1) * BLOCK:
@@ -89,16 +94,17 @@ def rewrite(index: Path, one: Salvaged, rows: Integers, memory: int) -> Iterator
     memory: bytes to work in, about, where a large dense segment gets the files by which it is searched.
     """
     if one.codebook is not None:
-        from mbretrieve.index.packing import repack, runs
+        from mbretrieve.index.packing import Coded, repack, runs
 
-        codes, assignments = one.arrays[CODES], one.arrays[ASSIGNMENTS]
+        coded = Coded(one.arrays[ASSIGNMENTS], one.arrays[CODES], one.offsets, one.windows, one.pooled)
         for part in runs(one.offsets, one.windows, rows, PART_TOKENS):
-            yield repack(index, one.codebook, assignments, codes, one.offsets, one.windows, part)
+            yield repack(index, one.layout, one.codebook, coded, part, memory)
     elif len(rows):
         writer = SegmentWriter(index, one.layout, one.dim)
         try:
             for row, window in zip(rows.tolist(), one.windows[rows].tolist(), strict=True):
-                writer.append(one.arrays[one.layout.file][one.offsets[row] : one.offsets[row + 1]], Window(*window))
+                vectors = one.arrays[one.layout.file][one.offsets[row] : one.offsets[row + 1]]
+                writer.append(Stored(vectors, None if one.pooled is None else one.pooled[row]), Window(*window))
             files = writer.finish(memory)
             yield Written(writer.name, writer.rows, writer.tokens, files)
         finally:
@@ -108,6 +114,8 @@ def rewrite(index: Path, one: Salvaged, rows: Integers, memory: int) -> Iterator
 def _main_files(layout: Layout, dim: int, codebook: "Codebook | None") -> dict[str, tuple[DTypeLike, tuple[int, ...]]]:
     """Return the files that nothing else holds, and the type and shape of a vector, or of a window, in each."""
     windows: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {WINDOWS: (np.uint32, (len(Window._fields),))}
+    if layout.pooled_dim:
+        windows[DENSE_FILE] = (np.float32, (layout.pooled_dim,))
     if codebook is None:
         return windows | {layout.file: (layout.dtype, (dim,))}
     from mbretrieve.index.codebooks import assignment_dtype

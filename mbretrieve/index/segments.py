@@ -1,28 +1,25 @@
 """Segments: immutable folders of windows with their vectors. Raw ones keep them as they came; packed ones keep two or
-so bits a dimension, and inverted lists by which the nearest of many tokens are found. Large raw ones of dense vectors
-have lists or a graph.
+so bits a dimension, and inverted lists by which the nearest of many tokens are found. Where a window has one dense
+vector, of a dense index or beside the tokens of a joint one, many of these have lists or a graph.
 """
 
-import contextlib
-import os
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from mbretrieve.index import plan
-from mbretrieve.index.files import HEADER, Draft, MappedFolder, StoredFile, npy_header, save_array
-from mbretrieve.index.records import Layout
+from mbretrieve.index.dense_rows import DenseRows, finish_dense
+from mbretrieve.index.files import ArrayWriter, Draft, MappedFolder, StoredFile, save_array
+from mbretrieve.index.records import DENSE_FILE, Layout, Stored
 from mbretrieve.index.windows import WINDOWS, Table, Window, Windows
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
-    from mbretrieve.index.derived import Near
     from mbretrieve.index.lists import Lists
 
 SEGMENTS = "segments"
@@ -87,36 +84,6 @@ def open_codebook(index: Path, record: CodebookRecord, dim: int) -> "Codebook":
     return codebook
 
 
-class _ArrayWriter:
-    """Appends rows to a numpy file whose length is known when it is finished."""
-
-    def __init__(self, path: Path, dtype: DTypeLike, row: tuple[int, ...]) -> None:
-        self.path, self._dtype, self._row = path, np.dtype(dtype), row
-        self._file: BinaryIO = path.open("w+b")
-        self._file.write(npy_header(dtype, (0, *row)))
-
-    def append(self, rows: NDArray[Any]) -> None:
-        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype.newbyteorder("<")).data)
-
-    def mapped(self, length: int) -> NDArray[Any]:
-        """Return what was appended."""
-        self._file.flush()
-        shape = (length, *self._row)
-        mapped: NDArray[Any] = np.memmap(self.path, dtype=self._dtype, mode="r", offset=HEADER, shape=shape)
-        return mapped
-
-    def finish(self, length: int) -> None:
-        self._file.seek(0)
-        self._file.write(npy_header(self._dtype, (length, *self._row)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # what a full disk did not take need not be taken now
-            self._file.close()
-
-
 class Written(NamedTuple):
     """A finished segment: its rows are windows of other segments, or new ones, in the order in which they came."""
 
@@ -133,7 +100,8 @@ class SegmentWriter:
         self._draft = Draft(index / SEGMENTS)
         self.name = self._draft.name
         self._layout = layout
-        self._vectors = _ArrayWriter(self._draft.path / layout.file, layout.dtype, (dim,))
+        self._vectors = ArrayWriter(self._draft.path / layout.file, layout.dtype, (dim,))
+        self._pooled = _pooled_writer(self._draft.path, layout)
         self._offsets = [0]
         self._windows = array("I")
         self._dead: list[NDArray[np.int64]] = []
@@ -141,6 +109,8 @@ class SegmentWriter:
     def close(self) -> None:
         """Let go of the files; a segment that was not finished is removed."""
         self._vectors.close()
+        if self._pooled is not None:
+            self._pooled.close()
         self._draft.close()
 
     @property
@@ -153,11 +123,13 @@ class SegmentWriter:
         """How many vectors were written."""
         return self._offsets[-1]
 
-    def append(self, vectors: NDArray[Any], window: Window) -> None:
-        """Write a window with its (tokens, dim) vectors, already of the stored type: the next row."""
+    def append(self, stored: Stored, window: Window) -> None:
+        """Write a window with its vectors: the next row."""
         self._windows.extend(window)
-        self._vectors.append(vectors)
-        self._offsets.append(self._offsets[-1] + len(vectors))
+        self._vectors.append(stored.vectors)
+        if self._pooled is not None and stored.pooled is not None:
+            self._pooled.append(stored.pooled[None])
+        self._offsets.append(self._offsets[-1] + len(stored.vectors))
 
     @property
     def windows(self) -> Table:
@@ -175,6 +147,11 @@ class SegmentWriter:
         return self._vectors.mapped(self.tokens)
 
     @property
+    def pooled(self) -> NDArray[np.float32] | None:
+        """Each row's one vector of those written so far, mapped, in a joint index."""
+        return None if self._pooled is None else self._pooled.mapped(self.rows)
+
+    @property
     def live(self) -> NDArray[np.bool_]:
         """Which of the rows written so far were not deleted again, (rows,)."""
         live = np.ones(self.rows, dtype=bool)
@@ -188,32 +165,34 @@ class SegmentWriter:
     def finish(self, memory: int) -> list[StoredFile]:
         """Make the segment durable under its final name; returns what the catalogue is to know of its files.
 
-        memory: bytes to work in, about, where a large dense segment gets the files by which it is searched.
+        memory: bytes to work in, about, where many dense vectors get the files by which they are searched.
         """
-        names = [self._layout.file, WINDOWS]
+        names = [WINDOWS]
         save_array(self._draft.path / WINDOWS, self.windows)
+        dense: ArrayWriter | None = self._vectors
         if self._layout.many_rows:
-            names.append(OFFSETS)
+            names += [OFFSETS, self._layout.file]
             save_array(self._draft.path / OFFSETS, self.offsets)
-        elif plan.dense_row(self.tokens).search != "flat":
-            from mbretrieve.index.derived import derive  # it needs FAISS and torch, which not every writer does
-
-            names += derive(self._draft.path, self._vectors.mapped(self.tokens), memory)
-        self._vectors.finish(self.tokens)
+            self._vectors.finish(self.tokens)
+            dense = self._pooled
+        if dense is not None:
+            names += finish_dense(dense, self.rows, memory)
         return self._draft.finish(names)
 
 
 class PackedWriter:
-    """Writes one packed segment, block by block, then its lists; ``finish`` and ``close`` as for a raw one."""
+    """Writes one packed segment, block by block, then its lists, unless each row has a dense vector to be found by;
+    ``finish`` and ``close`` as for a raw one."""
 
-    def __init__(self, index: Path, codebook: "Codebook") -> None:
+    def __init__(self, index: Path, layout: Layout, codebook: "Codebook") -> None:
         from mbretrieve.index.codebooks import assignment_dtype
 
         self._draft = Draft(index / SEGMENTS)
         self.name = self._draft.name
-        self._codes = _ArrayWriter(self._draft.path / CODES, np.uint8, (codebook.code_size,))
+        self._codes = ArrayWriter(self._draft.path / CODES, np.uint8, (codebook.code_size,))
         dtype = assignment_dtype(len(codebook.centroids))
-        self._assignments = _ArrayWriter(self._draft.path / ASSIGNMENTS, dtype, ())
+        self._assignments = ArrayWriter(self._draft.path / ASSIGNMENTS, dtype, ())
+        self._pooled = _pooled_writer(self._draft.path, layout)
         self._lengths: list[NDArray[np.int64]] = []
         self._windows: list[Table] = []
         self.rows = self.tokens = 0
@@ -222,21 +201,31 @@ class PackedWriter:
         """Let go of the files; a segment that was not finished is removed."""
         self._codes.close()
         self._assignments.close()
+        if self._pooled is not None:
+            self._pooled.close()
         self._draft.close()
 
     @property
-    def lists(self) -> Path:
-        """Where the inverted lists are to be written before ``finish``."""
-        return self._draft.path / LISTS
+    def lists(self) -> Path | None:
+        """Where the inverted lists are to be written before ``finish``; None: nowhere."""
+        return self._draft.path / LISTS if self._pooled is None else None
 
     def row_lengths(self) -> NDArray[np.int64]:
         """Return how many tokens each row has that was written."""
         return np.concatenate([np.empty(0, np.int64), *self._lengths])
 
     def append(
-        self, assignments: NDArray[Any], codes: NDArray[np.uint8], lengths: NDArray[np.int64], windows: Table
+        self,
+        assignments: NDArray[Any],
+        codes: NDArray[np.uint8],
+        lengths: NDArray[np.int64],
+        windows: Table,
+        pooled: NDArray[np.float32] | None,
     ) -> None:
-        """Write some rows: their tokens (T,) and (T, bytes), how many tokens each row has, and its window."""
+        """Write some rows: their tokens (T,) and (T, bytes), how many tokens each row has, its window, and its dense
+        vector."""
+        if self._pooled is not None and pooled is not None:
+            self._pooled.append(pooled)
         self._assignments.append(assignments)
         self._codes.append(codes)
         self._lengths.append(lengths)
@@ -244,13 +233,21 @@ class PackedWriter:
         self.rows += len(lengths)
         self.tokens += len(codes)
 
-    def finish(self) -> list[StoredFile]:
-        """Make the segment durable under its final name; returns what the catalogue is to know of its files."""
+    def finish(self, memory: int) -> list[StoredFile]:
+        """Make the segment durable under its final name; returns what the catalogue is to know of its files.
+
+        memory: as for a raw one.
+        """
         self._codes.finish(self.tokens)
         self._assignments.finish(self.tokens)
         save_array(self._draft.path / OFFSETS, np.concatenate([[0], np.cumsum(self.row_lengths())]).astype(np.int64))
         save_array(self._draft.path / WINDOWS, np.concatenate(self._windows))
-        return self._draft.finish([CODES, ASSIGNMENTS, OFFSETS, WINDOWS, LISTS])
+        found_by = [LISTS] if self._pooled is None else finish_dense(self._pooled, self.rows, memory)
+        return self._draft.finish([CODES, ASSIGNMENTS, OFFSETS, WINDOWS, *found_by])
+
+
+def _pooled_writer(folder: Path, layout: Layout) -> ArrayWriter | None:
+    return ArrayWriter(folder / DENSE_FILE, np.float32, (layout.pooled_dim,)) if layout.pooled_dim else None
 
 
 def read_offsets(files: MappedFolder, record: SegmentRecord, layout: Layout) -> NDArray[np.int64]:
@@ -285,13 +282,25 @@ class Rows:
 
 
 class Segment(Rows):
-    """A committed segment whose vectors are mapped too."""
+    """A committed segment whose vectors are mapped too; ``dense`` are its one vector a row, if it has them."""
+
+    def __init__(self, index: Path, record: SegmentRecord, layout: Layout, dim: int) -> None:
+        super().__init__(index, record, layout)
+        self.dense: DenseRows | None = None
+        if width := layout.pooled_dim if layout.many_rows else dim:
+            derived = frozenset(file.name for file in record.files) - {layout.file, CODES, ASSIGNMENTS, OFFSETS}
+            self.dense = DenseRows(self.files, derived - {DENSE_FILE, WINDOWS}, record.rows, width)
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
         """Check the blocks that hold these rows against their checksums, each block once. Raises: IndexFormatError."""
         self.lengths(rows)
         for name, rows_of_tokens in self._main():
             self.files.check_rows(name, rows_of_tokens, self.offsets[rows], self.offsets[rows + 1])
+
+    @property
+    def pooled(self) -> NDArray[np.float32] | None:
+        """Each row's dense vector (rows, pooled_dim), if it stands beside its tokens'."""
+        return self.dense.vectors if self.dense is not None and self._layout.many_rows else None
 
     def verify(self) -> None:
         """Check every block of every file. Raises: IndexFormatError naming the first file that differs."""
@@ -306,40 +315,27 @@ class RawSegment(Segment):
     """``vectors`` (tokens, dim) as they came."""
 
     def __init__(self, index: Path, record: SegmentRecord, layout: Layout, dim: int) -> None:
-        super().__init__(index, record, layout)
+        super().__init__(index, record, layout, dim)
         self._file = layout.file
         self.vectors: NDArray[Any] = self.files.map(layout.file, layout.dtype, (record.tokens, dim))
 
-    def check_run(self, first: int, last: int) -> None:
-        """Check the blocks that hold the vectors of rows ``first`` to ``last`` - 1, as ``check_rows`` does."""
-        self.lengths(np.arange(first, last))
-        ends = self.offsets[[first, last]]
-        self.files.check_rows(self._file, self.vectors, ends[:1], ends[1:])
-
-    @cached_property
-    def near(self) -> "Near | None":
-        """What finds near vectors in a large dense segment, mapped when first asked for; None: compare with each.
-
-        Raises: FileNotFoundError; IndexFormatError if it does not fit the vectors.
-        """
-        names = {file.name for file in self.record.files}
-        if names <= {self._file, WINDOWS, OFFSETS}:
-            return None
-        from mbretrieve.index.derived import open_derived  # it needs FAISS and torch, which not every reader does
-
-        return open_derived(self.files, names, self._file, self.vectors)
+    def __getitem__(self, row: int) -> Stored:
+        """Return a window as it is stored; it is not checked."""
+        pooled = None if self.pooled is None else self.pooled[row]
+        return Stored(self.vectors[slice(*self.offsets[row : row + 2])], pooled)
 
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         return [(self._file, self.vectors)]
 
 
 class PackedSegment(Segment):
-    """``codes`` (tokens, bytes) uint8 and ``assignments`` (tokens,), to be read with ``codebook``; and ``lists``."""
+    """``codes`` (tokens, bytes) uint8 and ``assignments`` (tokens,), to be read with ``codebook``; and ``lists``, if
+    the index finds windows by their tokens."""
 
     def __init__(self, index: Path, record: SegmentRecord, layout: Layout, codebook: "Codebook") -> None:
         from mbretrieve.index.codebooks import assignment_dtype
 
-        super().__init__(index, record, layout)
+        super().__init__(index, record, layout, len(codebook.rotation))
         self.codebook = codebook
         self.codes: NDArray[np.uint8] = self.files.map(CODES, np.uint8, (record.tokens, codebook.code_size))
         self.assignments: NDArray[Any] = self.files.map(

@@ -14,7 +14,7 @@ from mbretrieve.index.catalogue import BUSY_SECONDS, CONTENT_COLUMNS, Catalogue,
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.inverting import Inverter
 from mbretrieve.index.lock import writer_lock
-from mbretrieve.index.records import LAYOUTS, Entry, check_batch, check_document, check_text, stored_vectors, to_json
+from mbretrieve.index.records import Entry, check_batch, check_document, check_text, stored_vectors, to_json
 from mbretrieve.index.vectors import VectorStore
 from mbretrieve.index.words import content_words
 from mbretrieve.types import Metadata
@@ -45,7 +45,7 @@ class Writer:
             self._held = stack.pop_all()
         self._database = self._catalogue.connection
         self._words = Inverter(index, self._database)
-        self._layout, self._dim = LAYOUTS[self._catalogue.kind], self._catalogue.dim
+        self._layout, self._dim = self._catalogue.layout, self._catalogue.dim
         self._touched: set[int] = set()  # contents that a document left; dropped at commit if none came back
         self._failed = False
         self._changes = self._database.total_changes  # as it was when the transaction began

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from mbretrieve.index.arrays import to_array
 from mbretrieve.index.catalogue import FOLDERS, Catalogue, checksum
 from mbretrieve.index.files import StoredFile, sweep
 from mbretrieve.index.merging import SegmentSize, segments_of_one_sort, segments_to_merge
-from mbretrieve.index.records import LAYOUTS
+from mbretrieve.index.records import Stored
 from mbretrieve.index.segments import (
     PackedSegment,
     RawSegment,
@@ -40,7 +40,7 @@ class VectorStore:
     def __init__(self, catalogue: Catalogue, memory: int) -> None:
         self._catalogue, self.memory = catalogue, memory
         self._index, self._database = catalogue.index, catalogue.connection
-        self._layout, self._dim = LAYOUTS[catalogue.kind], catalogue.dim
+        self._layout, self._dim = catalogue.layout, catalogue.dim
         self._segment: SegmentWriter | None = None
         self._segment_key = 0  # of the segment being written; 0 is nobody's
         self._codebooks: dict[int, Codebook] = {}
@@ -60,12 +60,12 @@ class VectorStore:
             self._segment.close()
             self._segment, self._segment_key = None, 0
 
-    def put(self, content: int, windows: Sequence[NDArray[Any]], spans: Sequence[tuple[int, int]]) -> None:
+    def put(self, content: int, windows: Sequence[Stored], spans: Sequence[tuple[int, int]]) -> None:
         """Put the vectors of a content's windows into the open segment, and the characters that each spans."""
         segment = self._open_segment()
-        for number, (vectors, span) in enumerate(zip(windows, spans, strict=True)):
-            segment.append(vectors, Window(content, number, *span))
-        self._count_live(self._segment_key, len(windows), sum(map(len, windows)))
+        for number, (stored, span) in enumerate(zip(windows, spans, strict=True)):
+            segment.append(stored, Window(content, number, *span))
+        self._count_live(self._segment_key, len(windows), sum(len(stored.vectors) for stored in windows))
         if self._catalogue.bits is not None and segment.tokens >= max(PACK_TOKENS, self._wait()):
             self._pack_raw()
 
@@ -207,14 +207,15 @@ class VectorStore:
             from mbretrieve.index.packing import merge
 
             codebook = packed[0].record.codebook
-            self.replace(merge(self._index, packed[0].codebook, packed, living, self.memory), codebook)
+            written = merge(self._index, self._layout, packed[0].codebook, packed, living, self.memory)
+            self.replace(written, codebook)
         else:
             for segment, rows in zip(segments, living, strict=True):
                 assert isinstance(segment, RawSegment)
                 segment.verify()  # or a changed byte would get a good checksum
                 into = self._open_segment()
                 for row, window in zip(rows.tolist(), segment.windows.table[rows].tolist(), strict=True):
-                    into.append(segment.vectors[slice(*segment.offsets[row : row + 2])], Window(*window))
+                    into.append(segment[row], Window(*window))
                 self._count_live(self._segment_key, len(rows), int(segment.lengths(rows).sum()))
         self.retire(keys)
 
@@ -236,14 +237,15 @@ class VectorStore:
                 table, live = segment.windows.table, self._catalogue.live(record)
             assert not isinstance(segment, PackedSegment)
             if live.any():
-                sources.append(Source(segment.vectors, segment.offsets, table, np.flatnonzero(live)))
+                living = np.flatnonzero(live)
+                sources.append(Source(segment.vectors, segment.offsets, table, living, segment.pooled))
             keys.append(record.key)
         if sources:
             chosen = self._codebook_for(sources, patient=patient)
             if chosen is None:
                 return
             key, codebook = chosen
-            self.replace(pack(self._index, codebook, sources), key)
+            self.replace(pack(self._index, self._layout, codebook, sources, self.memory), key)
         self.retire(keys)
         if self._segment is not None:
             self._database.execute("DELETE FROM segments WHERE key = ?", (self._segment_key,))
@@ -261,14 +263,15 @@ class VectorStore:
                 segment.verify()
                 vectors = Decoded(segment) if isinstance(segment, PackedSegment) else segment.vectors
                 rows = np.flatnonzero(self._catalogue.live(record))
-                sources.append(Source(vectors, segment.offsets, segment.windows.table, rows))
+                sources.append(Source(vectors, segment.offsets, segment.windows.table, rows, segment.pooled))
         bits = self._catalogue.bits
         assert bits is not None
         codebook = train(sources, bits, self._all_tokens(), self.memory)
         key = self._put_codebook(codebook)
         for source in sources:
             for rows in runs(source.offsets, source.windows, source.rows, PACK_TOKENS):
-                self.replace(pack(self._index, codebook, [source._replace(rows=rows)]), key)
+                part = source._replace(rows=rows)
+                self.replace(pack(self._index, self._layout, codebook, [part], self.memory), key)
         self.retire(living)
 
     def replace(self, written: Written, codebook: int | None) -> None:

@@ -11,7 +11,6 @@ from mbretrieve.errors import MbretrieveError
 from mbretrieve.index.catalogue import CONTENT_COLUMNS, FILE, Catalogue, checksum
 from mbretrieve.index.filters import SqlValue, stored_value
 from mbretrieve.index.postings import checked, decode, read_lengths, word_crc
-from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import open_codebook, open_segment
 from mbretrieve.index.view import load_view
 from mbretrieve.index.windows import WINDOWS, is_complete
@@ -142,7 +141,7 @@ def _segments(catalogue: Catalogue) -> Iterator[str]:
         if record.codebook is not None and record.codebook not in codebooks:
             continue  # said above, or by the rules
         try:
-            open_segment(catalogue.index, record, LAYOUTS[catalogue.kind], catalogue.dim, codebooks).verify()
+            open_segment(catalogue.index, record, catalogue.layout, catalogue.dim, codebooks).verify()
         except MbretrieveError as error:
             yield str(error)
         except FileNotFoundError as error:

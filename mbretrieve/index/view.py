@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.arrays import first_of_each
 from mbretrieve.index.catalogue import Catalogue, Integers, damaged
-from mbretrieve.index.records import LAYOUTS
 from mbretrieve.index.segments import PackedSegment, RawSegment, open_codebook, open_segment
 from mbretrieve.index.windows import Window
 
@@ -166,7 +165,7 @@ def load_view(catalogue: Catalogue) -> View:
 
     Raises: FileNotFoundError if a writer has dropped one of the segments since; IndexFormatError for what does not fit.
     """
-    layout = LAYOUTS[catalogue.kind]
+    layout = catalogue.layout
     records = catalogue.segments()
     books = {book.key: open_codebook(catalogue.index, book, catalogue.dim) for book in catalogue.codebooks()}
     if any(record.codebook is not None and record.codebook not in books for record in records):
@@ -174,5 +173,8 @@ def load_view(catalogue: Catalogue) -> View:
     segments = [open_segment(catalogue.index, record, layout, catalogue.dim, books) for record in records]
     for segment in segments:
         # Mapped now: a writer may drop the segment before the first search needs it.
-        _ = segment.lists if isinstance(segment, PackedSegment) else segment.near
+        if segment.dense is not None:
+            _ = segment.dense.near
+        elif isinstance(segment, PackedSegment):
+            _ = segment.lists
     return View(segments, [catalogue.live(record) for record in records])

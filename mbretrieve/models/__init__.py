@@ -8,11 +8,18 @@ from mbretrieve.types import Kind
 if TYPE_CHECKING:
     from mbretrieve.models.colbert import ColBERT
     from mbretrieve.models.dense import DenseEncoder
+    from mbretrieve.models.joint import JointEncoder
 
 
-def load_encoder(kind: Kind, name: str | Path | None = None, **options: Any) -> "ColBERT | DenseEncoder":
+def load_encoder(kind: Kind, name: str | Path | None = None, **options: Any) -> "ColBERT | DenseEncoder | JointEncoder":
     """Load a model as the encoder of a kind; ``name`` and ``options`` are those of ``from_pretrained``, errors too."""
     from mbretrieve.models.colbert import ColBERT
     from mbretrieve.models.dense import DenseEncoder
+    from mbretrieve.models.joint import JointEncoder
 
-    return (ColBERT if kind == "colbert" else DenseEncoder).from_pretrained(name, **options)
+    encoders: dict[Kind, type[ColBERT | DenseEncoder | JointEncoder]] = {
+        "colbert": ColBERT,
+        "dense": DenseEncoder,
+        "joint": JointEncoder,
+    }
+    return encoders[kind].from_pretrained(name, **options)

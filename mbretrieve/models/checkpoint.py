@@ -179,15 +179,35 @@ def view(model: Checkpoint, kind: Kind) -> Checkpoint:
     As late interaction, a model of one vector a text loses its pooling and projects each token. As one vector a text, a
     late-interaction model loses projection, expansion and skiplist, and the mean of its hidden states, scaled to unit
     length, is the vector: the second head of the bundled model. A bare ModernBERT has unit rows, or their mean so.
+    A joint model is saved as late interaction, which is its first head.
+    Raises: ModelError for what cannot be a joint model.
     """
     settings = model.settings
-    if settings.kind == kind:
+    if kind == "joint":
+        _expect_joint(model)
+    if settings.kind == kind or kind == "joint":
         return model
     if kind == "colbert":
         sides = [replace(side, normalize=True) for side in (settings.queries, settings.documents)]
         return replace(model, settings=Settings(queries=sides[0], documents=sides[1]))
     plain = [Side(side.marker, side.prompt, side.length) for side in (settings.queries, settings.documents)]
     return replace(model, projection=(), settings=Settings(queries=plain[0], documents=plain[1], pooling="mean"))
+
+
+def _expect_joint(model: Checkpoint) -> None:
+    """Refuse what has no trained head of token vectors, or a query whose mean would be that of its filling."""
+    if model.settings.kind == "dense":
+        lacks = "gives one vector a text, and has no head for its tokens"
+    elif not model.projection:
+        lacks = "is a backbone without a head"
+    elif model.settings.expansion is not None:
+        lacks = "fills queries with tokens that say nothing, which the mean of a query would be made of"
+    else:
+        return
+    where = "the model" if model.folder is None else str(model.folder)
+    raise ModelError(
+        f'{where} {lacks}, so it is no joint model: take it as colbert or dense, or train one with model.kind = "joint"'
+    )
 
 
 def _writer(model: Checkpoint, name: str | None) -> tuple[str, Writer]:

@@ -15,6 +15,39 @@ from mbretrieve.models.token_pooling import pool_rows
 from mbretrieve.types import FloatArray, Kind
 
 
+def token_rows(projected: Tensor, batch: Sequence[Prepared], frame: Frame, dim: int) -> list[FloatArray]:
+    """Part the projected tokens of a batch, (T, width), by text: cut to ``dim`` numbers, scaled as their side is, none
+    for tokens of the skiplist; (tokens_i, dim) float32 each."""
+    rows = projected[:, :dim].float()
+    if frame.side.normalize:
+        rows = torch.nn.functional.normalize(rows, dim=-1)
+    parts = np.split(rows.cpu().numpy(), np.cumsum([len(text.ids) for text in batch])[:-1])
+    return [part[frame.with_row(text.ids)] for text, part in zip(batch, parts, strict=True)]
+
+
+def line_shares(question: FloatArray, rows: FloatArray, spans: NDArray[np.int64], text: str) -> FloatArray:
+    """Score each line of a text by its share in the match: (lines,), none below 0.
+
+    Each token of ``question`` (t, dim) gives its similarity to the line that holds the row (n, dim) nearest to it;
+    ``spans`` (n, 2) are the rows' characters.
+    """
+    real = np.flatnonzero(spans[:, 1] > spans[:, 0])  # not the markers
+    of_lines = np.zeros(text.count("\n") + 1, dtype=np.float32)
+    if len(real):
+        breaks = np.array([at for at, character in enumerate(text) if character == "\n"], dtype=np.int64)
+        similarities = question @ rows[real].T  # (query tokens, tokens)
+        nearest = spans[real[similarities.argmax(axis=1)], 0]
+        np.add.at(of_lines, np.searchsorted(breaks, nearest), similarities.max(axis=1).clip(min=0))
+    return of_lines
+
+
+def late_scores(query: FloatArray, documents: Sequence[FloatArray]) -> Tensor:
+    """Score documents' rows against a query's by MaxSim: (D,) float32."""
+    offsets = np.cumsum([0] + [len(rows) for rows in documents])
+    tokens = torch.from_numpy(np.concatenate(documents))
+    return scoring.maxsim_ragged(torch.from_numpy(query), tokens, torch.from_numpy(offsets))
+
+
 class ColBERT(TextEncoder):
     """A late-interaction encoder. ``ColBERT.from_pretrained()`` is the bundled model, offline.
 
@@ -55,27 +88,13 @@ class ColBERT(TextEncoder):
 
         Special tokens, the marker and the prompt have the empty range (0, 0).
         """
-        ids, spans = self.documents.spans(text)
-        return spans[self.documents.with_row(ids)]
+        return self.documents.row_spans(text)
 
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
-        """Score each line of each text by its share in the match: one (lines,) float32 array a text, none below 0.
-
-        Each query token gives its similarity to the line that holds the token nearest to it.
-        """
+        """Score each line of each text by its share in the match (``line_shares``): one (lines,) array a text."""
         [question] = self.encode_queries([query])
-        scores = []
-        for text, rows in zip(texts, self.encode_documents(texts), strict=True):
-            spans = self.token_spans(text)
-            real = np.flatnonzero(spans[:, 1] > spans[:, 0])  # not the markers
-            of_lines = np.zeros(text.count("\n") + 1, dtype=np.float32)
-            if len(real):
-                breaks = np.array([at for at, character in enumerate(text) if character == "\n"], dtype=np.int64)
-                similarities = question @ rows[real].T  # (query tokens, tokens)
-                nearest = spans[real[similarities.argmax(axis=1)], 0]
-                np.add.at(of_lines, np.searchsorted(breaks, nearest), similarities.max(axis=1).clip(min=0))
-            scores.append(of_lines)
-        return scores
+        encoded = zip(texts, self.encode_documents(texts), strict=True)
+        return [line_shares(question, rows, self.token_spans(text), text) for text, rows in encoded]
 
     def project(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
         """Run prepared texts through backbone and projection, packed: (T, width), neither truncated nor scaled."""
@@ -83,9 +102,7 @@ class ColBERT(TextEncoder):
         return rows
 
     def _score(self, query: FloatArray, documents: list[FloatArray]) -> Tensor:
-        offsets = np.cumsum([0] + [len(rows) for rows in documents])
-        tokens = torch.from_numpy(np.concatenate(documents))
-        return scoring.maxsim_ragged(torch.from_numpy(query), tokens, torch.from_numpy(offsets))
+        return late_scores(query, documents)
 
     def _encode(
         self, texts: Sequence[str], frame: Frame, pool_factor: float, batch_tokens: int, progress: Progress | None
@@ -95,11 +112,8 @@ class ColBERT(TextEncoder):
         out: list[FloatArray] = [np.empty((0, self.dim), dtype=np.float32)] * len(texts)
         with torch.inference_mode():
             for places, batch in self._batches(texts, frame, batch_tokens, progress):
-                rows = self.project(batch, frame)[:, : self.dim].float()  # (T, dim)
-                if frame.side.normalize:
-                    rows = torch.nn.functional.normalize(rows, dim=-1)
-                arrays = np.split(rows.cpu().numpy(), np.cumsum([len(text.ids) for text in batch])[:-1])
-                for place, text, array in zip(places, batch, arrays, strict=True):
-                    kept = array[frame.with_row(text.ids)]
-                    out[place] = kept if pool_factor == 1 else pool_rows(kept, pool_factor, frame.side.normalize)
+                for place, rows in zip(
+                    places, token_rows(self.project(batch, frame), batch, frame, self.dim), strict=True
+                ):
+                    out[place] = rows if pool_factor == 1 else pool_rows(rows, pool_factor, frame.side.normalize)
         return out

@@ -95,6 +95,7 @@ class TextEncoder(ABC):
             dim=dim or width,
             query_length=saved.settings.queries.length or saved.limit,
             document_length=saved.settings.documents.length or saved.limit,
+            pooled_dim=saved.config.hidden_size if cls.kind == "joint" else 0,
         )
         return cls(saved, identity, where, resolve_dtype(dtype, where))
 
@@ -170,7 +171,7 @@ class TextEncoder(ABC):
         """Score each line of each text (parted at ``\\n``) by what it has to do with the query."""
 
     @abstractmethod
-    def _score(self, query: FloatArray, documents: Any) -> Tensor:
+    def _score(self, query: Any, documents: Any) -> Tensor:
         """Score one encoded query against encoded documents: (D,) float32."""
 
     def rerank(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:

@@ -66,6 +66,11 @@ class Frame:
         spans = np.pad(own, ((len(self.head), len(self.tail)), (0, 0)))
         return [*self.head, *ids[: self.room], *self.tail], spans
 
+    def row_spans(self, text: str) -> NDArray[np.int64]:
+        """Return the characters of a text behind each of its rows: (rows, 2); (0, 0) for those of the frame."""
+        ids, spans = self.spans(text)
+        return spans[self.with_row(ids)]
+
     def with_row(self, ids: Sequence[int]) -> NDArray[np.bool_]:
         """Say which of a text's tokens get a row of late interaction: (tokens,) bool."""
         return np.ones(len(ids), dtype=bool) if self._rows is None else self._rows[ids]

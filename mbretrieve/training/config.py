@@ -13,7 +13,7 @@ from typing import Any, Literal
 from mbretrieve.errors import DataError
 from mbretrieve.training import recipe
 from mbretrieve.training.recipe import Count, Natural, NotNegative, Positive, Rate
-from mbretrieve.types import Kind
+from mbretrieve.types import Head
 
 Format = Literal["pairs", "triples", "tuples", "msmarco-bm25", "msmarco-bge", "codesearchnet", "coir", "nli"]
 
@@ -183,7 +183,7 @@ class EvaluationConfig:
     sets: tuple[str, ...] = ()  # folders in BEIR layout
     split: str = "dev"
     metric: str = "ndcg@10"
-    kind: Kind | None = None  # which head of a joint model; late interaction
+    kind: Head | None = None  # which head of a joint model; late interaction
     limit: Count | None = None  # only the first so many queries; all
 
 
@@ -250,7 +250,7 @@ class TrainConfig:
         """Return the whole recipe, defaults included, as TOML that ``load`` reads."""
         return recipe.to_toml(self)
 
-    def temperature(self, kind: Kind) -> float:
+    def temperature(self, kind: Head) -> float:
         """Return what the scores of one head are divided by (the value at the start, if it is learned)."""
         if self.loss.temperature is not None:
             return self.loss.temperature

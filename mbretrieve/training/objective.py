@@ -21,7 +21,7 @@ from mbretrieve.training import losses
 from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import Example, duplicates
 from mbretrieve.training.student import Encoded, Student
-from mbretrieve.types import Kind
+from mbretrieve.types import Head
 
 _MOST_SCALE = 100.0  # CLIP's bound of a learned scale
 
@@ -93,13 +93,13 @@ class Objective(nn.Module):
         self._distils = teacher_dim is not None
         self._copies_vectors = self._distils and self.config.distillation_weight > 0
         self._check(student)
-        self._weights: dict[Kind, float] = {}
+        self._weights: dict[Head, float] = {}
         if student.late:
             self._weights["colbert"] = config.loss.late_weight if student.pooled else 1.0
         if student.pooled:
             self._weights["dense"] = config.loss.dense_weight if student.late else 1.0
-        self._widths: dict[Kind, int] = {"colbert": student.width, "dense": student.pooled_width}
-        self._normalizes: dict[Kind, tuple[bool, bool]] = {kind: student.normalizes(kind) for kind in self._weights}
+        self._widths: dict[Head, int] = {"colbert": student.width, "dense": student.pooled_width}
+        self._normalizes: dict[Head, tuple[bool, bool]] = {kind: student.normalizes(kind) for kind in self._weights}
         for kind in self._weights:
             scale = torch.tensor(-math.log(config.temperature(kind)))
             if config.loss.learn_temperature:
@@ -114,7 +114,7 @@ class Objective(nn.Module):
         """Whether the loss of one example depends on the others of its step: else it is a mean over examples."""
         return self.config.name == "infonce" or self._distils
 
-    def scale(self, kind: Kind) -> Tensor:
+    def scale(self, kind: Head) -> Tensor:
         """1 / temperature, as it is now."""
         scale: Tensor = getattr(self, f"log_scale_{kind}").exp()
         return scale.clamp(max=_MOST_SCALE) if self.config.learn_temperature else scale
@@ -136,7 +136,7 @@ class Objective(nn.Module):
         if wide := [width for width in self.config.matryoshka if width > widest]:
             raise DataError(f"loss.matryoshka has {wide[0]}, expected widths up to the vectors' {widest}")
 
-    def _head(self, kind: Kind, found: Representations, wanted: Targets) -> Tensor:
+    def _head(self, kind: Head, found: Representations, wanted: Targets) -> Tensor:
         """One head's loss at the recipe's widths and at its own."""
         full = self._widths[kind]
         weights = dict(zip(self.config.matryoshka, self.config.matryoshka_weights, strict=False))
@@ -149,7 +149,7 @@ class Objective(nn.Module):
             loss = partial(self._taught, kind, found, wanted)
         return losses.matryoshka(score, loss, widths, [weights.get(width, 1.0) for width in widths])
 
-    def _sides(self, kind: Kind, found: Representations, width: int) -> tuple[Tensor, Tensor]:
+    def _sides(self, kind: Head, found: Representations, width: int) -> tuple[Tensor, Tensor]:
         """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched.
 
         Scaled part by part: joined before, the vectors of a large batch would be held twice for the backward.
@@ -160,14 +160,14 @@ class Objective(nn.Module):
         )
         return queries, documents
 
-    def _all_scores(self, kind: Kind, found: Representations, width: int) -> Tensor:
+    def _all_scores(self, kind: Head, found: Representations, width: int) -> Tensor:
         """Every query with every document, (Q, D), as they lie."""
         queries, documents = self._sides(kind, found, width)
         if kind == "dense":
             return cosine(queries, documents)
         return maxsim_packed(queries, found.query_rows, documents, found.document_rows)
 
-    def _contrastive(self, kind: Kind, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
+    def _contrastive(self, kind: Head, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
         device = scores.device
         queries, documents = torch.tensor(found.query_ids), torch.tensor(found.document_ids)
         positives, scale = _positives(found, wanted).to(device), self.scale(kind).to(device)
@@ -182,7 +182,7 @@ class Objective(nn.Module):
             loss = loss + self.config.in_batch_weight * soft
         return loss
 
-    def _own_scores(self, kind: Kind, found: Representations, wanted: Targets, width: int) -> Tensor:
+    def _own_scores(self, kind: Head, found: Representations, wanted: Targets, width: int) -> Tensor:
         """Each query with its own documents, (Q, N), the positive first."""
         queries, documents = self._sides(kind, found, width)
         dense = kind == "dense"
@@ -202,7 +202,7 @@ class Objective(nn.Module):
             )
         return torch.cat(rows)
 
-    def _taught(self, kind: Kind, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
+    def _taught(self, kind: Head, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
         if wanted.scores is None:
             raise DataError(f"loss.name is {self.config.name!r}, and the examples have no teacher scores")
         teacher = torch.tensor([wanted.scores[number] for number in found.query_ids]).to(scores)
@@ -235,7 +235,7 @@ def _teachers(found: Representations, wanted: Targets, device: torch.device) -> 
     return found.query_teacher, found.document_teacher
 
 
-def _of_head(kind: Kind, found: Representations) -> tuple[list[Tensor], list[Tensor]]:
+def _of_head(kind: Head, found: Representations) -> tuple[list[Tensor], list[Tensor]]:
     """The parts of one head's queries, and those of its documents."""
     late = kind == "colbert"
     queries = [part.query_rows if late else part.query_vectors for part in found.parts]

@@ -24,7 +24,7 @@ from mbretrieve.models.projection import Layer, projection
 from mbretrieve.models.settings import Checkpoint, DenseLayer, Expansion, Settings, Side
 from mbretrieve.models.source import locate
 from mbretrieve.training.config import ModelConfig
-from mbretrieve.types import Kind, ModelIdentity
+from mbretrieve.types import Head, ModelIdentity
 
 NEW_DIM = 128
 """The width of a token's vector where neither the recipe nor the model that training starts from says another."""
@@ -120,7 +120,7 @@ class Student(nn.Module):
         """The numbers of a text's vector; a joint model's projection is the token head's."""
         return self.width if self.kind == "dense" else self.backbone.config.hidden_size
 
-    def normalizes(self, kind: Kind) -> tuple[bool, bool]:
+    def normalizes(self, kind: Head) -> tuple[bool, bool]:
         """Whether one head's queries and its documents are scaled to unit length."""
         if kind == "dense":
             return True, True  # scores are cosines
@@ -207,7 +207,7 @@ class Student(nn.Module):
         """Write the model, float32, in the first layout that can express it, with its card. Raises: ModelError."""
         save(self.checkpoint(), folder, facts=facts)
 
-    def encoder(self, kind: Kind | None = None, dtype: torch.dtype | None = None) -> ColBERT | DenseEncoder:
+    def encoder(self, kind: Head | None = None, dtype: torch.dtype | None = None) -> ColBERT | DenseEncoder:
         """Return the model as a user loads it now: of a kind (None: its own, late interaction if joint), in a dtype
         (None: as ``from_pretrained`` chooses; in float32 it shares the weights with this one)."""
         device = self.backbone.embeddings.tok_embeddings.weight.device
@@ -234,7 +234,7 @@ def starting_point(config: ModelConfig) -> tuple[Checkpoint, str]:
     and its name. Raises: ModelError if there is no such model, it is none that is read, or cannot be what is asked.
     """
     source = locate(None if config.start == "bundled" else config.start)
-    kind: Kind = "dense" if config.kind == "dense" else "colbert"
+    kind: Head = "dense" if config.kind == "dense" else "colbert"
     saved = _with_markers(_with_settings(view(load(source.folder), kind), config))
     return _with_projection(saved, config), source.name
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +292,30 @@ def test_a_result_of_another_schema_version(data: Path, tmp_path: Path, mbretrie
     path.write_text(json.dumps(read(path) | {"schema": 99}))
     assert "schema version 99" in one_line(mbretrieve(*arguments))
     assert "schema version 99" in one_line(mbretrieve("eval", "compare", path, path))
+
+
+def test_another_split_has_its_own_folder_and_is_not_compared_with_this_one(
+    data: Path, tmp_path: Path, mbretrieve: Command
+) -> None:
+    folder = tmp_path / "library"
+    shutil.copytree(data, folder)
+    judged = lines(folder / "qrels" / "test.tsv")
+    (folder / "qrels" / "dev.tsv").write_text("".join(judged[:21]))
+    arguments = ("eval", "--suite", folder, "--model", "bm25", "--output", tmp_path)
+    assert mbretrieve(*arguments).status == 0
+    assert mbretrieve(*arguments, "--split", "test").status == 0
+    done = mbretrieve(*arguments, "--split", "dev")
+    assert done.status == 0, done
+    assert "library, split dev" in done.out
+    test, dev = (tmp_path / "bm25" / name / "library.json" for name in ("library", "library-dev"))
+    assert (read(test)["split"], read(dev)["split"]) == ("", "dev")
+    assert [read(path)["provenance"]["data"][0]["split"] for path in (test, dev)] == ["test", "dev"]
+    assert len(read(dev)["per_query"]) == 10
+    assert "of different splits, its own and dev" in one_line(mbretrieve("eval", "compare", test, dev))
+    assert mbretrieve("eval", "compare", dev, dev, "--suite", folder).status == 0
+    unknown = mbretrieve(*arguments, "--split", "train")
+    assert unknown.status == 1
+    assert "no qrels/train.tsv (found: dev.tsv, test.tsv): expected one of these splits" in unknown.err
 
 
 def test_help_loads_nothing_heavy() -> None:

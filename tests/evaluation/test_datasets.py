@@ -198,6 +198,18 @@ def test_splits_that_are_there_are_named(tmp_path: Path) -> None:
         load(Part(str(folder)), tmp_path)
 
 
+def test_the_only_split_is_taken_and_named_unless_another_was_asked_for(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", split="dev")
+    data = load(Part(str(folder)), tmp_path)
+    assert data.split == "dev"
+    assert "judged by dev, its only split" in data.notes
+    asked = load(Part(str(folder), split="dev", chosen=True), tmp_path)
+    assert (asked.split, asked.fingerprint) == ("dev", data.fingerprint)
+    assert not any("its only split" in note for note in asked.notes)
+    with pytest.raises(DataError, match=r"no qrels/train\.tsv \(found: dev\.tsv\): expected one of these splits"):
+        load(Part(str(folder), split="train", chosen=True), tmp_path)
+
+
 @pytest.mark.parametrize("data_dir", [False, True])
 def test_no_network_and_no_folder_is_one_line_that_names_the_layout(tmp_path: Path, data_dir: bool) -> None:
     part = Part("scifact", repository="mteb/no-such-data-set", revision="0" * 40)
@@ -319,6 +331,9 @@ def test_the_layout_of_nanobeir(hub: Path, tmp_path: Path) -> None:
     write_parquet(hub / "qrels/train-0.parquet", judgement_rows())
     write_hub(hub, {table: {"train": f"{table}/train-0.parquet"} for table in ("corpus", "queries", "qrels")})
     check(load(Part("NanoX", split="train", repository=str(hub), revision="r"), tmp_path / "cache"))
+    asked = Part("NanoX", split="dev", repository=str(hub), revision="r", chosen=True)
+    with pytest.raises(DataError, match="has no split dev: it has train"):
+        load(asked, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("split", ["test", "test_256"])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mbretrieve.evaluation.encoding import Metered, VectorFile
+from mbretrieve.evaluation.encoding import JointFile, Metered, VectorFile
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
+from mbretrieve.models.joint import JointEncoder
 
 TEXTS = ["def f(): return 1", "", "a longer text about nothing in particular", "def f(): return 1"]
 LONG = "one two three " * 200
@@ -54,6 +55,18 @@ def test_kept_vectors_are_the_encoders(tmp_path: Path, colbert: ColBERT) -> None
         for came in (first, list(reversed(second))):
             for text, rows in zip(TEXTS, came, strict=True):
                 np.testing.assert_array_equal(rows, wanted[list(dict.fromkeys(TEXTS)).index(text)])
+
+
+def test_kept_vectors_of_both_heads_are_the_encoders(tmp_path: Path) -> None:
+    encoder = JointEncoder.from_pretrained()
+    metered = Metered(encoder, kept=JointFile(tmp_path, encoder.dim, encoder.identity.pooled_dim))
+    metered.encode_documents(TEXTS[:2])
+    (tmp_path / "pooled" / "records.bin").write_bytes(b"")  # killed between the two
+    again = Metered(encoder, kept=JointFile(tmp_path, encoder.dim, encoder.identity.pooled_dim))
+    wanted = dict(zip(dict.fromkeys(TEXTS), encoder.encode_documents(list(dict.fromkeys(TEXTS))), strict=True))
+    for text, came in zip(TEXTS, again.encode_documents(TEXTS), strict=True):
+        np.testing.assert_allclose(came.tokens, wanted[text].tokens, atol=1e-5)
+        np.testing.assert_allclose(came.pooled, wanted[text].pooled, atol=1e-5)
 
 
 def test_a_cut_document_is_one_window_of_its_first_tokens(colbert: ColBERT) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbretrieve.evaluation import exact
-from mbretrieve.types import FloatArray, Kind
+from mbretrieve.types import FloatArray, Head
 
 
 def unit(rng: np.random.Generator, rows: int) -> FloatArray:
@@ -29,12 +29,24 @@ def test_maxsim_of_the_best_window(seed: int, k: int, group: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["colbert", "dense"])
-def test_equal_scores_rank_by_id_across_groups(kind: Kind) -> None:
+def test_equal_scores_rank_by_id_across_groups(kind: Head) -> None:
     one = np.eye(4, dtype=np.float32)[:1]
     documents = [(id, [one]) for id in "dbeac"]
     for rows in (1, 2, 100):
         [ranking] = exact.search(kind, [one], exact.grouped(documents, rows=rows), 3)
         assert ranking == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
+
+
+def test_only_those_named_for_a_query_are_ranked() -> None:
+    rng = np.random.default_rng(3)
+    queries, documents = [unit(rng, 2) for _ in range(3)], [(f"d{i}", [unit(rng, 4)]) for i in range(7)]
+    among: list[set[str]] = [{"d1", "d5", "none"}, set(), {f"d{i}" for i in range(7)}]
+    whole = exact.search("colbert", queries, exact.grouped(documents), 7)
+    for rows in (1, 9, 100):
+        found = exact.search("colbert", queries, exact.grouped(documents, rows=rows), 7, among)
+        assert found == [
+            [(id, score) for id, score in of_query if id in some] for of_query, some in zip(whole, among, strict=True)
+        ]
 
 
 def test_nothing_gives_nothing() -> None:

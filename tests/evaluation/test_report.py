@@ -212,3 +212,12 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r'pip install "mbretrieve\[eval\]"'):
         plot_trade_off(tmp_path / "x.png", {"mini": [FULL]}, "latency")
+
+
+def test_a_report_is_of_one_split_and_beside_no_figure_of_another() -> None:
+    dev = [result("SciFact", 0.5, split="dev"), result("NFCorpus", 0.6, split="dev")]
+    published = [Published("theirs", "SciFact", "ndcg@10", 0.7, "a paper", "Table 1")]
+    assert "theirs" in markdown(summarise("BEIR", ["SciFact"], [result("SciFact", 0.5)]), published)
+    assert "theirs" not in markdown(summarise("BEIR", ["SciFact", "NFCorpus"], dev), published)
+    with pytest.raises(DataError, match="different splits, dev, the tasks' own: a report shows one"):
+        summarise("BEIR", ["SciFact", "NFCorpus"], [dev[0], result("NFCorpus", 0.6)])

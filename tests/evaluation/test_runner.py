@@ -17,7 +17,7 @@ from mbretrieve.evaluation.report import TaskResult, read_result
 from mbretrieve.evaluation.rerankers import CrossEncoder
 from mbretrieve.evaluation.suites import Part, Suite, Task
 from mbretrieve.evaluation.trec import read_run
-from mbretrieve.index import plan
+from mbretrieve.index import Effort, plan
 from mbretrieve.models import load_encoder
 from mbretrieve.scoring import maxsim
 from mbretrieve.types import Document, Hit, Progress, Searcher
@@ -199,7 +199,7 @@ def test_a_model_through_the_runner_is_the_formula_by_hand(task: Task, data: Pat
     assert result.provenance["system"]["beyond_length"] == "cut"
 
 
-@pytest.mark.parametrize("kind", ["colbert", "dense"])
+@pytest.mark.parametrize("kind", ["colbert", "dense", "joint"])
 def test_windows_modes_and_a_kept_index(kind: str, task: Task, tmp_path: Path) -> None:
     indexes = tmp_path / "indexes"
     semantic = run(task, system(kind=kind, exact=True), tmp_path, exact=True, indexes=indexes)
@@ -210,6 +210,27 @@ def test_windows_modes_and_a_kept_index(kind: str, task: Task, tmp_path: Path) -
     assert len(list(indexes.iterdir())) == 1
     assert semantic.index["windows"] > semantic.index["documents"]
     assert not hybrid.notes
+
+
+def test_a_joint_model_fetches_by_one_head_and_ranks_by_the_other(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(task, depth=3)
+    late = run(few, system(exact=True), tmp_path, exact=True)
+    whole = run(few, system(kind="joint", exact=True), tmp_path, exact=True)
+    assert whole.index["documents"] <= plan.FETCHED, "all are fetched, so that late interaction ranks them all"
+    assert whole.metrics == pytest.approx(late.metrics, abs=1e-3)
+    assert whole.exact_metrics == pytest.approx(late.exact_metrics, abs=1e-6)
+    # What is fetched is dense search's, in the order of the tokens: of as many as are asked for, the same documents.
+    monkeypatch.setattr(plan, "FETCHED", 1)
+    monkeypatch.setattr(plan, "joint_effort", lambda windows, k: Effort(1, 1, k))
+    dense = run(few, system(kind="dense", exact=True), tmp_path, exact=True)
+    narrow = run(few, system(kind="joint", exact=True), tmp_path / "narrow", exact=True)
+    for name in ("recall@10", "recall@100"):
+        assert narrow.metrics[name] == dense.metrics[name]
+        assert narrow.exact_metrics[name] == dense.exact_metrics[name]
+    assert narrow.metrics["ndcg@10"] != dense.metrics["ndcg@10"]
+    assert narrow.exact_metrics == pytest.approx(narrow.metrics, abs=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["semantic", "hybrid"])

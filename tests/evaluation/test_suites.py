@@ -123,3 +123,13 @@ def test_a_folder_is_a_suite(tmp_path: Path) -> None:
     assert one.tasks == (Task("a", (Part(str(tmp_path / "a")),)),)
     with pytest.raises(DataError, match=r"is not in BEIR layout: expected corpus\.jsonl"):
         suites.get(str(tmp_path / "notes"))
+
+
+def test_another_split_is_another_folder_of_results_and_no_published_name() -> None:
+    dev = suites.get("beir", ("SciFact", "MSMARCO"), "train")
+    assert (dev.split, dev.folder, dev.title) == ("train", "beir-train", "BEIR, split train")
+    assert {(part.split, part.chosen) for task in dev.tasks for part in task.parts} == {("train", True)}
+    own = suites.get("beir", ("SciFact",), "test")
+    assert (own.split, own.folder, own.title) == ("", "beir", "BEIR")
+    with pytest.raises(DataError, match=r"LEMBNeedleRetrieval has no split 'dev' to choose, only test_256, "):
+        suites.get("longembed", ("LEMBNeedleRetrieval",), "dev")

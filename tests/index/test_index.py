@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError, IndexBusyError
-from mbretrieve.index import DenseIndex, Entry, MultiVectorIndex, base, create_index, dense, multivector, open_index
+from mbretrieve.index import (
+    DenseIndex,
+    Entry,
+    MultiVectorIndex,
+    base,
+    create_index,
+    dense,
+    joint,
+    multivector,
+    open_index,
+)
 from mbretrieve.index.merging import FAN, LARGEST_RAW, SegmentSize, segments_to_merge
 
 
@@ -218,7 +228,7 @@ def test_merging_ends(sizes: list[tuple[int, float, int | None]]) -> None:
     assert all(2 * size.live_tokens >= size.tokens or not size.live_tokens for size in segments)
 
 
-@pytest.mark.parametrize("module", [multivector, dense])
+@pytest.mark.parametrize("module", [multivector, dense, joint])
 def test_the_examples_in_the_docstrings(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(module, extraglobs={"np": np})

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
-from mbretrieve.index import DenseIndex, Entry, Match, MultiVectorIndex, open_index
+from mbretrieve.index import AnyIndex, DenseIndex, Entry, Match, MultiVectorIndex, open_index
 from mbretrieve.index.words import tokenize
 from tests.index.packed import ALL, held, score, tiny
 
@@ -54,7 +54,7 @@ class Stored:
 
 
 class Machine(RuleBasedStateMachine):
-    index_class: ClassVar[type[MultiVectorIndex] | type[DenseIndex]]
+    index_class: ClassVar[type[AnyIndex]]
     rows: ClassVar[st.SearchStrategy[list[tuple[int, ...]]]]
 
     steps: ClassVar[int] = 0
@@ -140,7 +140,7 @@ class Machine(RuleBasedStateMachine):
     def a_refused_batch_leaves_the_transaction_as_it_was(self, data: st.DataObject, ids: list[str]) -> None:
         good, stored = self.draw_entry(data, ids[0])
         bad, _ = self.draw_entry(data, ids[1])
-        bad.vectors[0][0, 0] = np.nan  # type: ignore[index]
+        self.spoil(bad)
         with self.index.writer() as writer:
             writer.add([good])
             with pytest.raises(DataError, match="NaN"):
@@ -227,8 +227,12 @@ class Machine(RuleBasedStateMachine):
         assert status["documents"] == len(self.index) == len(self.model)
         assert self.index.known({s.hash for s in self.model.values()}) == {s.hash for s in self.model.values()}
 
-    def as_queries(self, rows: list[NDArray[Any]]) -> list[NDArray[Any]] | NDArray[Any]:
+    def as_queries(self, rows: list[NDArray[Any]]) -> Any:
         return rows
+
+    def spoil(self, entry: Entry) -> None:
+        rows: Any = entry.vectors[0]
+        rows[0, 0] = np.nan
 
 
 class MultiVectorMachine(Machine):
@@ -263,12 +267,15 @@ class PackedMachine(MultiVectorMachine):
     @initialize()
     def create(self) -> None:
         tiny(self.patch, **self.thresholds)
-        self.index = MultiVectorIndex.create(self.path, DIM, bits=self.bits)
+        self.index = self.empty()
         stored = Stored([self.every], [(0, 0)], "", {}, None, "every")
         with self.index.writer() as writer:
-            writer.add([Entry("every", [self.every], [(0, 0)], "", "ctx", content_hash="every")])
+            writer.add([Entry("every", self.as_queries([self.every]), [(0, 0)], "", "ctx", content_hash="every")])
         self.model["every"] = stored
         assert self.index.status()["packed_tokens"] == len(self.every)
+
+    def empty(self) -> AnyIndex:
+        return MultiVectorIndex.create(self.path, DIM, bits=self.bits)
 
     def check_ranking(self, query: NDArray[Any], matches: list[Match], passing: set[str], k: int) -> None:
         windows = held(self.path)
