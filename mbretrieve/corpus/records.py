@@ -47,7 +47,7 @@ class WalkOptions:
 class SourceFile:
     """A file to read: ``path`` opens it, ``name`` is its POSIX path below the root (valid Unicode); size in bytes."""
 
-    path: Path
+    path: str | Path
     name: str
     size: int
     mtime_ns: int

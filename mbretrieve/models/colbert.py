@@ -11,6 +11,7 @@ from torch import Tensor
 from mbretrieve import scoring
 from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
 from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.models.lines import line_shares
 from mbretrieve.models.token_pooling import pool_rows
 from mbretrieve.types import FloatArray, Kind
 
@@ -59,22 +60,11 @@ class ColBERT(TextEncoder):
         return spans[self.documents.with_row(ids)]
 
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
-        """Score each line of each text by its share in the match: one (lines,) float32 array a text, none below 0.
-
-        Each query token gives its similarity to the line that holds the token nearest to it.
-        """
+        """Score each line of each text by its share in the match: one (lines,) float32 array a text, none below 0."""
         [question] = self.encode_queries([query])
         scores = []
         for text, rows in zip(texts, self.encode_documents(texts), strict=True):
-            spans = self.token_spans(text)
-            real = np.flatnonzero(spans[:, 1] > spans[:, 0])  # not the markers
-            of_lines = np.zeros(text.count("\n") + 1, dtype=np.float32)
-            if len(real):
-                breaks = np.array([at for at, character in enumerate(text) if character == "\n"], dtype=np.int64)
-                similarities = question @ rows[real].T  # (query tokens, tokens)
-                nearest = spans[real[similarities.argmax(axis=1)], 0]
-                np.add.at(of_lines, np.searchsorted(breaks, nearest), similarities.max(axis=1).clip(min=0))
-            scores.append(of_lines)
+            scores.append(line_shares(question, rows, self.token_spans(text), text))
         return scores
 
     def project(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
