@@ -1,7 +1,8 @@
 """``mbretrieve bench``: measure, here, what the user has."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -16,7 +17,7 @@ TABLE_COLUMNS = 120  # of a table that goes into a file
 
 @click.group("bench")
 def command() -> None:
-    """Measure what an index costs and what it loses."""
+    """Measure how fast documents are encoded, and what an index costs and loses."""
 
 
 @command.command("index")
@@ -49,14 +50,72 @@ def index(index: Path, queries: Path, output: Path | None, exact_from: Literal["
     from mbretrieve.bench.index import measure_index, read_queries
 
     texts = read_queries(queries)
-    if output is not None and not output.parent.is_dir():
-        raise DataError(f"{output.parent} is no folder: name a file in one that exists")
+    _check_folder(output)
     measured = measure_index(require(None, index).index, texts, exact_from, progress_bars())
     report.print_table(measured, console(TABLE_COLUMNS))
-    if output is None:
-        return
-    report.write(output, measured)
+    if output is not None:
+        report.write(output, measured)
+        _draw(lambda path: report.plot(path, measured), output)
+
+
+@command.command("encode")
+@click.option("--model", metavar="NAME", help="A model's folder or Hugging Face name. Default: the bundled one.")
+@click.option(
+    "--shapes", type=click.Choice(["base", "large"]), help="Instead of a model: ModernBERT's shapes, random weights."
+)
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... Default: the best there is.")
+@click.option(
+    "--work",
+    metavar="WORK,...",
+    help="512-fixed, 512-variable, 8192-fixed, 8192-variable, mixed. Default: all that the model has positions for.",
+)
+@click.option("--peers", is_flag=True, help="Beside transformers and sentence-transformers, those installed.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="How long an engine runs on a work, about; each runs once at least.",
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=8192,
+    show_default=True,
+    help="How many tokens go through at once.",
+)
+@click.option("--json", "output", type=click.Path(path_type=Path), metavar="OUT", help="Where to write the figures.")
+def encode(output: Path | None, **asked: Any) -> None:
+    """Measure how many tokens a second are encoded, as in the efficiency table of the ModernBERT paper.
+
+    Works are documents of 512 or 8,192 tokens, all of that length (fixed) or of lengths about half of it (variable),
+    or of 16 to 512 (mixed). Beside the speed stands the roofline, how fast bare matrices of the model's shapes are
+    multiplied here, in the same turns, and the share of it that is reached; on CUDA, too, how many documents fit into
+    one batch. --peers run as shipped (float32) and in the device's best number format.
+
+    --json writes {"machine", "roofline_gflops": by dtype, "rows": [{"work", "engine", "dtype", "tokens_per_second",
+    "share_of_roofline", "largest_batch"}], ...} and draws a PNG beside it.
+    """
+    from mbretrieve.bench import encode_report
+    from mbretrieve.bench.encode import Asked, measure
+
+    _check_folder(output)
+    measured = measure(Asked(**asked), progress_bars())
+    encode_report.print_table(measured, console(TABLE_COLUMNS))
+    if output is not None:
+        encode_report.write(output, measured)
+        _draw(lambda path: encode_report.plot(path, measured), output)
+
+
+def _check_folder(output: Path | None) -> None:
+    """Refuse, before anything is measured, to write where no folder is."""
+    if output is not None and not output.parent.is_dir():
+        raise DataError(f"{output.parent} is no folder: name a file in one that exists")
+
+
+def _draw(plot: Callable[[Path], None], output: Path) -> None:
+    """Draw beside the figures; without what draws say so."""
     try:
-        report.plot(output.with_suffix(".png"), measured)
+        plot(output.with_suffix(".png"))
     except MissingExtraError as error:
         say(str(error))

@@ -18,7 +18,9 @@ _PACKAGES = (
     "datasets",
     "bm25s",
     "PyStemmer",
+    "transformers",
     "sentence-transformers",
+    "flash-attn",
 )
 
 

@@ -1,0 +1,35 @@
+"""What the machine can do at most: how fast it multiplies matrices of a model's shapes."""
+
+from collections.abc import Callable
+
+import torch
+
+from mbretrieve.bench.flops import matrices
+from mbretrieve.models.config import ModernBertConfig
+
+_LAYERS = 4  # so many layers' weights, so that they come from memory where a model's would
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was told to."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def products(
+    config: ModernBertConfig, tokens: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Callable[[], None], int]:
+    """Return a function that takes ``tokens`` rows through the matrices of some layers, and its operations."""
+    layers = max(1, min(_LAYERS, config.num_hidden_layers))
+    shapes = matrices(config)
+    rows = {size: torch.randn(tokens, size, device=device).to(dtype) for size in {rows for rows, _ in shapes}}
+    weights = [torch.randn(out, into, device=device).to(dtype) for _ in range(layers) for into, out in shapes]
+    outs = {out: torch.empty(tokens, out, dtype=dtype, device=device) for _, out in shapes}
+
+    def run() -> None:
+        with torch.inference_mode():
+            for weight in weights:
+                torch.mm(rows[weight.shape[1]], weight.T, out=outs[weight.shape[0]])
+        synchronize(device)
+
+    return run, 2 * tokens * layers * sum(into * out for into, out in shapes)

@@ -1,0 +1,96 @@
+"""``mbretrieve bench encode``: what it writes is what was asked for, and what bad input gets."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Command, one_line
+
+ROW = {"work", "engine", "dtype", "tokens_per_second", "share_of_roofline", "largest_batch"}
+SHORT = ("--seconds", "0.05", "--batch-tokens", "1024")
+
+
+def figures(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def test_beside_its_peers(tmp_path: Path, mbretrieve: Command) -> None:
+    out = tmp_path / "out.json"
+    done = mbretrieve("bench", "encode", "--work", "mixed", "--peers", "--device", "cpu", *SHORT, "--json", out)
+    assert done.status == 0, done
+    record = figures(out)
+    assert record["machine"]["device"] == "cpu"
+    assert record["left_out"] == {}
+    rows = record["rows"]
+    assert {row["engine"] for row in rows} == {"mbretrieve", "transformers", "sentence-transformers"}
+    assert {(row["engine"], row["dtype"]) for row in rows} >= {
+        ("transformers", "float32"),
+        ("sentence-transformers", "float32"),
+    }
+    for row in rows:
+        assert row.keys() >= ROW
+        assert (row["work"], row["largest_batch"]) == ("mixed", None)
+        assert row["tokens_per_second"] == pytest.approx(
+            row["tokens"] / sorted(row["seconds"])[len(row["seconds"]) // 2], rel=0.5
+        )
+        assert row["share_of_roofline"] == pytest.approx(
+            row["gflops"] / record["roofline_gflops"][row["dtype"]], rel=0.01
+        )
+        assert row["least_cosine"] > 0.999
+        assert row["tokens"] >= 4 * 16
+    assert (record["model"]["name"], record["model"]["layers"]) == ("mbretrieve/mini-v0", 4)
+    assert (
+        record["command"]
+        == "mbretrieve bench encode --device cpu --work mixed --seconds 0.05 --batch-tokens 1024 --peers"
+    )
+    assert {"versions", "date", "measured"} <= record.keys()
+    assert str(tmp_path) not in json.dumps(record), "no path of this machine"
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "sentence-transformers float32" in done.out
+    assert "GFLOP/s" in done.out
+
+
+def test_peers_that_are_not_installed_are_named(
+    tmp_path: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("transformers", "sentence_transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    out = tmp_path / "out.json"
+    done = mbretrieve("bench", "encode", "--work", "512-variable,mixed", "--peers", *SHORT, "--json", out)
+    assert done.status == 0, done
+    record = figures(out)
+    assert [(row["work"], row["engine"]) for row in record["rows"]] == [
+        ("512-variable", "mbretrieve"),
+        ("mixed", "mbretrieve"),
+    ]
+    assert record["left_out"].keys() == {"transformers", "sentence-transformers"}
+    assert "left out: transformers" in done.out
+
+
+def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, mbretrieve: Command) -> None:
+    out = tmp_path / "out.json"
+    assert mbretrieve("bench", "encode", *SHORT, "--json", out).status == 0
+    record = figures(out)
+    assert [row["work"] for row in record["rows"]] == ["512-fixed", "512-variable", "mixed"]
+    assert record["left_out"].keys() == {"8192-fixed", "8192-variable"}
+    assert record["rows"][0]["tokens"] % 512 == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--work", "tiny"), "work is 'tiny', expected some of 512-fixed,512-variable,8192-fixed,8192-variable,mixed"),
+        (("--work", ","), "no work is named"),
+        (("--work", "mixed,8192-fixed"), "expected at most 2048, the positions of this model"),
+        (("--model", "mbretrieve/mini-v0", "--shapes", "base"), "expected one of them"),
+        (("--model", "no/such/folder"), "there is no folder"),
+        (("--device", "nonsense"), "expected a torch device"),
+        (("--json", "no-such-folder/out.json"), "is no folder"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, mbretrieve: Command) -> None:
+    assert said in one_line(mbretrieve("bench", "encode", *arguments))
