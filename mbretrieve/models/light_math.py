@@ -16,7 +16,7 @@ def _erf(x: FloatArray) -> FloatArray:
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592, 0.0):
         series *= t
         series += coefficient
-    return np.copysign(1 - series * np.exp(-x * x), x)
+    return np.asarray(np.copysign(1 - series * np.exp(-x * x), x))
 
 
 def _sigmoid(x: FloatArray) -> FloatArray:
@@ -32,7 +32,7 @@ def _gelu_tanh(x: FloatArray) -> FloatArray:
 
 
 def _silu(x: FloatArray) -> FloatArray:
-    return x * _sigmoid(x)
+    return np.asarray(x * _sigmoid(x))
 
 
 def _relu(x: FloatArray) -> FloatArray:
@@ -78,8 +78,8 @@ def bias(place: NDArray[np.int64], attended: NDArray[np.bool_] | None, window: i
 
 def attend(query: FloatArray, key: FloatArray, value: FloatArray, bias: FloatArray | None) -> FloatArray:
     """Attend: three of (T, heads, head_dim), bias (T, T) -> (T, hidden)."""
-    query = query * np.float32(query.shape[-1] ** -0.5)
-    weights = query.transpose(1, 0, 2) @ key.transpose(1, 2, 0)  # (heads, T, T)
+    scaled = query * np.float32(query.shape[-1] ** -0.5)
+    weights = scaled.transpose(1, 0, 2) @ key.transpose(1, 2, 0)  # (heads, T, T)
     if bias is not None:
         weights += bias
     weights -= weights.max(axis=-1, keepdims=True)

@@ -25,7 +25,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "silu": {"hidden_activation": "silu"},
     "relu": {"hidden_activation": "relu"},
     "all_global": {"global_attn_every_n_layers": 1},
-    "static": {"num_hidden_layers": 0},
 }
 LAYERS = {
     "tanh": [layer(HIDDEN, 16, bias=True, activation_function="torch.nn.modules.activation.Tanh")],
@@ -63,6 +62,15 @@ def assert_same(folder: Path | None, kind: Kind, **shape: Any) -> None:
 @pytest.mark.parametrize("case", CONFIGS)
 def test_backbones(tmp_path: Path, kind: Kind, case: str) -> None:
     assert_same(small.bare(tmp_path / "model", **CONFIGS[case]), kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_layers(tmp_path: Path, kind: Kind) -> None:
+    folder = small.bare(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensors[name] for name in tensors if "layers." not in name}, folder / "model.safetensors")
+    small.edit(folder / "config.json", num_hidden_layers=0, layer_types=[])
+    assert_same(folder, kind)
 
 
 @pytest.mark.parametrize("case", LAYERS)
