@@ -22,9 +22,9 @@ Integers = NDArray[np.int64]
 
 BLOCK_TOKENS = 1 << 16
 LOSS_TOKENS = 16384
-# Held out of training to measure what a codebook loses of vectors to come: some stretches of neighbours. Windows of one
-# file are alike: a codebook that has seen some of them loses less of the others than it will of new files.
-STRETCHES, HELD_OUT = 64, 6
+# Held out of training to measure what a codebook loses of vectors to come: the last tenth of each source. Windows of
+# one file are alike: a codebook that has seen some of them loses less of the others than it will of new files.
+HELD_OUT = 10
 
 
 class Decoded:
@@ -68,17 +68,14 @@ def sample(sources: Sequence[Source], tokens: int, seed: int = 0) -> NDArray[np.
     return np.concatenate(parts)
 
 
-def train(sources: Sequence[Source], bits: int, tokens: int, memory: int, seed: int = 0) -> Codebook:
+def train(sources: Sequence[Source], bits: int, tokens: int, memory: int) -> Codebook:
     """Train a codebook on the sources for an index of so many tokens, in no more than ``memory`` bytes.
 
     Its error is that of windows it was not trained on, nor on their neighbours.
     """
-    random = np.random.default_rng(seed)
-    held = [_some_stretches(len(source.rows), random) for source in sources]
-    seen, unseen = (
-        [source._replace(rows=source.rows[some ^ flip]) for source, some in zip(sources, held, strict=True)]
-        for flip in (True, False)
-    )
+    ends = [len(source.rows) - len(source.rows) // HELD_OUT for source in sources]
+    seen = [source._replace(rows=source.rows[:end]) for source, end in zip(sources, ends, strict=True)]
+    unseen = [source._replace(rows=source.rows[end:]) for source, end in zip(sources, ends, strict=True)]
     enough = sum(source.tokens for source in unseen) >= LOSS_TOKENS
     lists = plan.lists(tokens)
     # Training holds the sample some eight times over: as it came, rotated, less its centroids, coded, decoded.
@@ -86,11 +83,6 @@ def train(sources: Sequence[Source], bits: int, tokens: int, memory: int, seed: 
     drawn = sample(seen if enough else sources, min(max(plan.SAMPLE_TOKENS, plan.SAMPLE_PER_LIST * lists), most))
     codebook = train_codebook(drawn, min(lists, max(1, len(drawn) // plan.LEAST_PER_LIST)), bits)
     return replace(codebook, error=loss(codebook, unseen)) if enough else codebook
-
-
-def _some_stretches(rows: int, random: np.random.Generator) -> NDArray[np.bool_]:
-    stretches = np.arange(rows) * STRETCHES // max(1, rows)
-    return np.isin(stretches, random.choice(STRETCHES, HELD_OUT, replace=False))
 
 
 def loss(codebook: Codebook, sources: Sequence[Source]) -> float:

@@ -66,7 +66,7 @@ class VectorStore:
         for number, (vectors, span) in enumerate(zip(windows, spans, strict=True)):
             segment.append(vectors, Window(content, number, *span))
         self._count_live(self._segment_key, len(windows), sum(map(len, windows)))
-        if self._catalogue.bits is not None and segment.tokens >= PACK_TOKENS:
+        if self._catalogue.bits is not None and segment.tokens >= max(PACK_TOKENS, self._wait()):
             self._pack_raw()
 
     def drop(self, contents: Collection[int]) -> None:
@@ -159,10 +159,8 @@ class VectorStore:
 
     def tidy(self) -> None:
         """Pack what came as vectors if it is much, and merge segments that are many and small, or mostly dead."""
-        if self._catalogue.bits is not None:
-            wait = plan.RAW_TOKENS if self._catalogue.codebooks() else plan.EXACT_TOKENS
-            if self._raw_tokens() > wait:
-                self._pack_raw()
+        if self._catalogue.bits is not None and self._raw_tokens() > self._wait():
+            self._pack_raw()
         for keys in segments_to_merge(self._sizes()):
             self._merge(keys)
 
@@ -185,6 +183,10 @@ class VectorStore:
                 (self._segment_key,),
             )
         ]
+
+    def _wait(self) -> int:
+        """Return how many tokens may be there as they came before they are packed."""
+        return plan.RAW_TOKENS if self._catalogue.codebooks() else plan.wait(self.expected)
 
     def _raw_tokens(self) -> int:
         [(tokens,)] = self._catalogue.rows("SELECT coalesce(sum(live_tokens), 0) FROM segments WHERE codebook IS NULL")

@@ -116,6 +116,8 @@ class LossConfig:
     teacher: str | None = None  # a sentence-transformers model whose vectors are learned as well
     distillation: Literal["cosine", "relational"] = "cosine"
     distillation_weight: NotNegative = 1.0
+    in_batch_weight: NotNegative = 0.0  # infonce: of the teacher's similarities as labels of a batch (arXiv 2010.11386)
+    teacher_temperature: Positive = 0.05  # those similarities are divided by it
     dense_weight: NotNegative = 1.0  # joint: of the pooled head's loss
     late_weight: NotNegative = 1.0  # joint: of the token head's loss
 
@@ -125,6 +127,8 @@ class LossConfig:
                 f"matryoshka_weights has {len(self.matryoshka_weights)} numbers, expected {len(self.matryoshka)}, "
                 "one for each width of matryoshka"
             )
+        if self.in_batch_weight and self.name != "infonce":
+            raise DataError(f"in_batch_weight is set, but name is {self.name!r}: only infonce sees a whole batch")
         if self.symmetric and self.name != "infonce":
             raise DataError(f"symmetric is true, but name is {self.name!r}: only infonce has two directions")
 
@@ -213,6 +217,8 @@ class TrainConfig:
         taught = [source.title for source in self.data if source.teacher_vectors is not None]
         if self.loss.teacher is not None and taught:
             raise DataError(f"loss.teacher is set, and {taught[0]} has teacher_vectors: leave one of them out")
+        if self.loss.in_batch_weight and self.loss.teacher is None and not taught:
+            raise DataError("loss.in_batch_weight has no teacher: expected loss.teacher or data.teacher_vectors")
         if self.loss.name != "infonce" and (bare := [source.title for source in self.data if not source.scored]):
             raise DataError(
                 f"loss.name is {self.loss.name!r}, which learns a teacher's scores, but {bare[0]} has none: "

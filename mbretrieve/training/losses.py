@@ -63,6 +63,20 @@ def kl_distillation(scores: Tensor, teacher: Tensor, *, scale: float | Tensor = 
     return F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
+def in_batch_distillation(scores: Tensor, teacher: Tensor, *, scale: float | Tensor, teacher_scale: float) -> Tensor:
+    """See a batch as the teacher does: ``mean_q KL(softmax(teacher_scale t[q]) || softmax(scale s[q]))``.
+
+    The teacher's scores of all pairs of a batch stand in for labels, so that what it holds to be an answer too is no
+    longer pushed away. TCT-ColBERT (Lin et al., https://arxiv.org/abs/2010.11386). Unlike ``kl_distillation`` the
+    scores stay as they are: the range of a batch's scores is that of its farthest texts, which says nothing.
+
+    Shapes: scores and teacher (Q, N), two columns or more. Raises: ValueError if the shapes do not fit.
+    """
+    _check_candidates(scores, teacher)
+    target = F.log_softmax(teacher.detach() * teacher_scale, dim=1)
+    return F.kl_div(F.log_softmax(scores * scale, dim=1), target, reduction="batchmean", log_target=True)
+
+
 def margin_mse(scores: Tensor, teacher: Tensor) -> Tensor:
     """Keep the teacher's margins: ``mean_(q, n) ((s[q, 0] - s[q, n]) - (t[q, 0] - t[q, n]))^2``, n from 1.
 

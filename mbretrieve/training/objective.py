@@ -91,6 +91,7 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config.loss
         self._distils = teacher_dim is not None
+        self._copies_vectors = self._distils and self.config.distillation_weight > 0
         self._check(student)
         self._weights: dict[Kind, float] = {}
         if student.late:
@@ -105,7 +106,7 @@ class Objective(nn.Module):
                 self.register_parameter(f"log_scale_{kind}", nn.Parameter(scale))
             else:
                 self.register_buffer(f"log_scale_{kind}", scale, persistent=False)
-        mapped = teacher_dim is not None and config.loss.distillation == "cosine"
+        mapped = self._copies_vectors and config.loss.distillation == "cosine"
         self.to_teacher = nn.Linear(student.pooled_width, teacher_dim, bias=False) if mapped and teacher_dim else None
 
     @property
@@ -121,14 +122,15 @@ class Objective(nn.Module):
     def forward(self, found: Representations, wanted: Targets) -> Tensor:
         """Return the loss of a step, a scalar: each head's, weighted, at each width, and distillation."""
         parts = [weight * self._head(kind, found, wanted) for kind, weight in self._weights.items()]
-        if wanted.vectors is not None or found.query_teacher is not None:
+        if self._copies_vectors and _is_taught(found, wanted):
             parts.append(self.config.distillation_weight * self._distillation(found, wanted))
         return torch.stack(parts).sum()
 
     def _check(self, student: Student) -> None:
-        if self._distils and not student.pooled:
+        if self._copies_vectors and not student.pooled:
             raise DataError(
-                "a teacher gives a vector a text, and kind is 'colbert', with one a token: expected dense or joint"
+                "a teacher gives a vector a text, and kind is 'colbert', with one a token: expected dense or joint, "
+                "or loss.distillation_weight = 0 and loss.in_batch_weight, to learn its similarities"
             )
         widest = max(student.width if student.late else 0, student.pooled_width if student.pooled else 0)
         if wide := [width for width in self.config.matryoshka if width > widest]:
@@ -168,13 +170,17 @@ class Objective(nn.Module):
     def _contrastive(self, kind: Kind, found: Representations, wanted: Targets, scores: Tensor) -> Tensor:
         device = scores.device
         queries, documents = torch.tensor(found.query_ids), torch.tensor(found.document_ids)
-        return losses.info_nce(
-            scores,
-            _positives(found, wanted).to(device),
-            scale=self.scale(kind).to(device),
-            excluded=wanted.excluded[queries][:, documents].to(device),
-            symmetric=self.config.symmetric,
-        )
+        positives, scale = _positives(found, wanted).to(device), self.scale(kind).to(device)
+        excluded = wanted.excluded[queries][:, documents].to(device)
+        loss = losses.info_nce(scores, positives, scale=scale, excluded=excluded, symmetric=self.config.symmetric)
+        if self.config.in_batch_weight and _is_taught(found, wanted):
+            asked, answers = _teachers(found, wanted, device)
+            if wanted.vectors is not None:
+                scores = scores[:, positives]
+            teacher, teacher_scale = cosine(asked, answers), 1 / self.config.teacher_temperature
+            soft = losses.in_batch_distillation(scores, teacher, scale=scale, teacher_scale=teacher_scale)
+            loss = loss + self.config.in_batch_weight * soft
+        return loss
 
     def _own_scores(self, kind: Kind, found: Representations, wanted: Targets, width: int) -> Tensor:
         """Each query with its own documents, (Q, N), the positive first."""
@@ -206,15 +212,27 @@ class Objective(nn.Module):
 
     def _distillation(self, found: Representations, wanted: Targets) -> Tensor:
         queries, documents = (_joined(side) for side in _of_head("dense", found))
-        teachers = [found.query_teacher, found.document_teacher]
-        if wanted.vectors is not None:  # made beforehand, of queries and positives only
+        if wanted.vectors is not None:
             documents = documents[_positives(found, wanted).to(documents.device)]
-            teachers = list(wanted.vectors[torch.tensor(found.query_ids)].to(documents.device).unbind(1))
         student = torch.cat([queries, documents])
-        teacher = torch.cat([side for side in teachers if side is not None])
+        teacher = torch.cat(_teachers(found, wanted, documents.device))
         if self.config.distillation == "relational":
             return losses.relational_distillation(student, teacher)
         return losses.cosine_distillation(student if self.to_teacher is None else self.to_teacher(student), teacher)
+
+
+def _is_taught(found: Representations, wanted: Targets) -> bool:
+    return wanted.vectors is not None or found.query_teacher is not None
+
+
+def _teachers(found: Representations, wanted: Targets, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The teacher's vectors of the queries and of the documents; made beforehand, of each query's positive only."""
+    if wanted.vectors is not None:
+        queries, positives = wanted.vectors[torch.tensor(found.query_ids)].to(device).unbind(1)
+        return queries, positives
+    if found.query_teacher is None or found.document_teacher is None:
+        raise ValueError("the texts of the step have no teacher's vectors")
+    return found.query_teacher, found.document_teacher
 
 
 def _of_head(kind: Kind, found: Representations) -> tuple[list[Tensor], list[Tensor]]:

@@ -62,6 +62,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "cosine distillation": {"model": {"kind": "dense"}, "teacher": True},
     "relational distillation": {"model": {"kind": "joint"}, "teacher": True, "loss": {"distillation": "relational"}},
     "distillation of vectors made beforehand": {"model": {"kind": "joint"}, "vectors": True},
+    "in-batch distillation": {"model": {"kind": "joint"}, "teacher": True, "loss": {"in_batch_weight": 0.5}},
+    "in-batch distillation of late interaction alone": {
+        "vectors": True,
+        "loss": {"in_batch_weight": 1.0, "distillation_weight": 0.0},
+    },
     "checkpointing": {"model": {"gradient_checkpointing": True}},
 }
 

@@ -1,5 +1,6 @@
 """losses.py against sentence-transformers' losses on the same vectors, and against the formulas written out."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 from sentence_transformers.multi_vector_encoder import losses as multi
 from sentence_transformers.sentence_transformer import losses as dense
 from torch import Tensor, nn
+from torch.distributions import Categorical, kl_divergence
 
 from mbretrieve.scoring import cosine, maxsim
 from mbretrieve.training.losses import (
     cosine_distillation,
+    in_batch_distillation,
     info_nce,
     kl_distillation,
     margin_mse,
@@ -137,6 +140,15 @@ def test_kl_distillation_of_vectors_is_theirs() -> None:
     torch.testing.assert_close(kl_distillation(torch.stack(unit, dim=1), teacher), theirs_given)
 
 
+def test_in_batch_distillation_is_the_divergence_of_the_distributions() -> None:
+    scores, teacher = vectors(4, 6, seed=1), vectors(4, 6, seed=2).detach()
+    ours = in_batch_distillation(scores, teacher, scale=3.0, teacher_scale=5.0)
+    student, target = Categorical(logits=3 * scores), Categorical(logits=5 * teacher)
+    assert_same(ours, kl_divergence(target, student).mean(), scores)
+    same = in_batch_distillation(teacher * 5 + 2, teacher, scale=1.0, teacher_scale=5.0)
+    torch.testing.assert_close(same, torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
 def test_kl_distillation_ignores_the_scales_of_both_sides() -> None:
     scores, teacher = vectors(3, 4), vectors(3, 4, seed=1)
     loss = kl_distillation(scores, teacher)
@@ -251,7 +263,7 @@ def test_shapes_that_do_not_fit_are_programming_errors() -> None:
         info_nce(torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64), scale=1.0)
     with pytest.raises(ValueError, match=r"excluded has shape \(3, 3\)"):
         info_nce(torch.zeros(3, 4), torch.arange(3), scale=1.0, excluded=torch.zeros(3, 3, dtype=torch.bool))
-    for loss in (kl_distillation, margin_mse):
+    for loss in (kl_distillation, margin_mse, partial(in_batch_distillation, scale=1.0, teacher_scale=1.0)):
         with pytest.raises(ValueError, match="two candidates or more"):
             loss(torch.zeros(3, 1), torch.zeros(3, 1))
     with pytest.raises(ValueError, match="expected the teacher's"):
