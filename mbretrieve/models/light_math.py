@@ -86,7 +86,7 @@ def attend(query: FloatArray, key: FloatArray, value: FloatArray, bias: FloatArr
     np.exp(weights, out=weights)
     if bias is not None:
         weights *= bias == 0  # a token that sees no key gets zeros
-    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.float32(1e-30))
     mixed: FloatArray = (weights @ value.transpose(1, 0, 2)).transpose(1, 0, 2)
     return mixed.reshape(len(query), -1)
 
