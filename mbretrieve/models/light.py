@@ -156,7 +156,7 @@ def _as_float32(layer: SavedLayer[Array]) -> SavedLayer[FloatArray]:
 
 
 def _serves(saved: Saved[Array], identity: ModelIdentity) -> bool:
-    """Say whether a model is small, and all of it as it must be."""
+    """Say whether a model is of a kind that is served, small, and all of it as it must be."""
     config, width = saved.config, saved.config.hidden_size
     shapes = _shapes(config)
     found = {name.removeprefix("model."): array.shape for name, array in saved.backbone.items()}
@@ -166,7 +166,8 @@ def _serves(saved: Saved[Array], identity: ModelIdentity) -> bool:
             return False
         width = layer.weight.shape[0]
     return (
-        parameters <= MOST_PARAMETERS
+        identity.kind in ("colbert", "dense")
+        and parameters <= MOST_PARAMETERS
         and max(identity.query_length, identity.document_length) <= MOST_TOKENS
         and all(found.get(name) == shape for name, shape in shapes.items())
     )
