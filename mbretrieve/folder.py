@@ -14,8 +14,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from mbretrieve.corpus.decode import content_hash
-from mbretrieve.corpus.read import read_documents
 from mbretrieve.corpus.records import SkipFile, Skipped, SourceFile, WalkOptions
 from mbretrieve.corpus.walk import walk
 from mbretrieve.errors import DataError
@@ -124,7 +122,7 @@ def changes(index: AnyIndex, roots: dict[str, Path] | None = None, options: Walk
         if not root.exists():
             raise DataError(f"{root}, which the index covers, is not there: restore it, or index its new place")
         for plain in walk(root, options, found.skipped):
-            file = replace(plain, name=prefix + plain.name)
+            file = replace(plain, name=prefix + plain.name) if prefix else plain
             state = known.pop(file.name, None)
             if state is None:
                 found.new.append(file)
@@ -212,6 +210,10 @@ def _read(
     session: Session, file: SourceFile, state: dict[str, Any] | None, options: WalkOptions, skipped: Skipped
 ) -> None:
     """Bring one file's documents up to date; a file that cannot be used keeps none, and is counted."""
+    # Here, not above: a search that finds all files unchanged reads none.
+    from mbretrieve.corpus.decode import content_hash
+    from mbretrieve.corpus.read import read_documents
+
     stand: dict[str, Any] = {"size": file.size, "mtime_ns": file.mtime_ns, "unit": options.unit}
     seen: set[str] = set()
     try:

@@ -21,6 +21,7 @@ from mbretrieve.errors import DataError, ModelError
 from mbretrieve.index import AnyIndex, Entry, Match, create_index, open_index
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.index.store import MEMORY, Writer
+from mbretrieve.scoring import spares_torch
 from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where, as_window, rows_of
 
 Mode = Literal["hybrid", "semantic", "lexical"]
@@ -247,6 +248,7 @@ class Retriever:
     def __init__(self, index: AnyIndex, model: Encoder | None = None, **loading: Any) -> None:
         self.index = index
         self._model = model
+        self._likeness: Encoder | None = None
         self._loading = loading
 
     @classmethod
@@ -298,19 +300,35 @@ class Retriever:
             self._model = self._load()
         return self._model
 
+    @property
+    def asking(self) -> Encoder:
+        """What encodes questions: the model, or where torch is spared its likeness in numpy, if it has one."""
+        if self._model is not None:
+            return self._model
+        if self._likeness is None and spares_torch() and not any(self._loading.values()):
+            from mbretrieve.models.light import LightEncoder
+
+            identity = self.identity
+            self._likeness = LightEncoder.load(identity.kind, identity.name, **self._shape)
+            if self._likeness is not None:
+                self._check(self._likeness.identity)
+        return self._likeness or self.model
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        identity = self.identity
+        return {
+            "revision": identity.revision,
+            "dim": identity.dim,
+            "query_length": identity.query_length,
+            "document_length": identity.document_length,
+        }
+
     def _load(self) -> Encoder:
         from mbretrieve.models import load_encoder
 
         identity = self.identity
-        model = load_encoder(
-            identity.kind,
-            identity.name,
-            revision=identity.revision,
-            dim=identity.dim,
-            query_length=identity.query_length,
-            document_length=identity.document_length,
-            **self._loading,
-        )
+        model = load_encoder(identity.kind, identity.name, **self._shape, **self._loading)
         self._check(model.identity)
         return model
 
@@ -413,7 +431,7 @@ class Retriever:
         if mode == "lexical":
             found = self.index.lexical(queries, k, where=where, ids=ids)
         elif mode == "semantic":
-            found = self.index.search(self.model.encode_queries(queries), k, where=where, ids=ids)
+            found = self.index.search(self.asking.encode_queries(queries), k, where=where, ids=ids)
         elif mode == "hybrid":
             found = []
             for semantic, lexical in self.candidates(queries, max(DEPTH, 2 * k), where=where, ids=ids):
@@ -434,7 +452,7 @@ class Retriever:
         The best ``depth`` of each ranking; the best of those found by words alone are scored by meaning too, so that
         none of them is thought worthless only because it was not fetched, and the others are left out.
         """
-        vectors = self.model.encode_queries(queries)
+        vectors = self.asking.encode_queries(queries)
         # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
         effort = self.index.effort(max(1, depth // SURE))
         semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids, effort=effort)]
@@ -468,7 +486,7 @@ class Retriever:
         """Return for each hit the lines of its text that match the query best: up to three numbers from 0, rising."""
         windows = [hit.text[slice(*hit.span)] for hit in hits]
         marked = []
-        for hit, scores in zip(hits, self.model.line_scores(query, windows), strict=True):
+        for hit, scores in zip(hits, self.asking.line_scores(query, windows), strict=True):
             first = hit.text.count("\n", 0, hit.span[0])
             best = np.argsort(-scores, kind="stable")[:MARKED_LINES].tolist()
             marked.append(sorted(first + line for line in best if scores[line] > MARKED_SHARE * scores[best[0]]))

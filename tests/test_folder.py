@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mbretrieve import folder
+from mbretrieve.corpus import read as reading
 from mbretrieve.corpus.records import WalkOptions
 from mbretrieve.errors import DataError
 from mbretrieve.folder import changes, default_index, find_index, options_of, roots_of, sync
@@ -155,20 +155,20 @@ def test_an_interrupted_run_goes_on(retriever: Retriever, root: Path, monkeypatc
         (root / f"f{i}.py").write_text(f"def function_{i}():\n    return {i}\n")
     monkeypatch.setattr("mbretrieve.retriever.BATCH_DOCUMENTS", 4)
     monkeypatch.setattr("mbretrieve.retriever.COMMIT_TOKENS", 1)
-    read = folder.read_documents
+    read = reading.read_documents
 
     def stop_at_f7(file, options, skipped):  # type: ignore[no-untyped-def]
         if file.name == "f7.py":
             raise KeyboardInterrupt
         return read(file, options, skipped)
 
-    monkeypatch.setattr(folder, "read_documents", stop_at_f7)
+    monkeypatch.setattr(reading, "read_documents", stop_at_f7)
     with pytest.raises(KeyboardInterrupt):
         sync(retriever, [root])
     kept = ids(retriever)
     assert kept
     assert retriever.verify() == []
-    monkeypatch.setattr(folder, "read_documents", read)
+    monkeypatch.setattr(reading, "read_documents", read)
     report = sync(retriever, [root])
     assert kept < ids(retriever)
     assert report.documents.encoded == len(ids(retriever)) - len(kept)

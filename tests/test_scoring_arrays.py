@@ -71,9 +71,9 @@ def test_a_document_without_tokens_is_refused() -> None:
 def test_torch_is_spared_only_where_asked_for_and_not_there() -> None:
     assert not spares_torch()
     code = (
-        "from mbretrieve.scoring import one_shot, spares_torch\n"
-        "before = spares_torch(); one_shot(); during = spares_torch()\n"
-        "import torch; print(before, during, spares_torch())"
+        "from mbretrieve.scoring import spares_torch, sparing_torch\n"
+        "with sparing_torch():\n    print(spares_torch())\nprint(spares_torch())\n"
+        "import torch\nwith sparing_torch():\n    print(spares_torch())"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "True", "False"]
+    assert done.stdout.split() == ["True", "False", "False"]

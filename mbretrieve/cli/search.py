@@ -1,5 +1,6 @@
 """``mbretrieve search``: the best matches, printed."""
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -103,10 +104,15 @@ def command(
     """
     if not query.strip():
         raise DataError("the query is empty: say in a few words what you look for")
+    # Before numpy is imported: one question's matrices are small, and OpenBLAS's threads, which spin while they wait
+    # for each other, lose a core's whole time slice whenever another program has the core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from mbretrieve.scoring import sparing_torch
+
     conditions, pattern = parse_where(where) or None, _compile(regex)
     choice = ModelChoice(model, kind, device, dtype)
     target = _target(path, index, choice, yes)
-    with _open(target, choice, yes) as retriever:
+    with sparing_torch(), _open(target, choice, yes) as retriever:
         if not no_refresh:
             refresh(retriever, target)
         ids = ids_of_files(retriever.index, target.within, include, exclude)
@@ -198,5 +204,5 @@ def _say_if_cut(retriever: "Retriever", query: str, mode: Mode) -> None:
     if mode == "lexical":
         if (words := len(set(tokenize(query)))) > MAX_TERMS:
             say(f"the query has {words:,} different words: the first {MAX_TERMS} are searched")
-    elif (tokens := len(retriever.model.token_offsets([query])[0])) > length:
+    elif (tokens := len(retriever.asking.token_offsets([query])[0])) > length:
         say(f"the query has {tokens:,} tokens: the model reads the first {length}, its own markers among them")

@@ -7,6 +7,7 @@ MIB = 1 << 20
 TEXT_LIMIT = 2 * MIB
 # Formats whose files are rightly larger than a source file. JSON lines are read row by row: their size costs nothing.
 _LIMITS = {".pdf": 64 * MIB, ".ipynb": 16 * MIB, ".jsonl": None, ".jsonl.gz": None, ".ndjson": None}
+_LIMITED = tuple(_LIMITS)
 
 _REPOSITORY_INTERNALS = frozenset({".git", ".hg", ".svn", ".bzr", ".jj", "CVS"})
 
@@ -99,7 +100,10 @@ def byte_limit(name: str, chosen: int | None) -> int | None:
     """Return the most bytes a file of this name may have: what was chosen, else its format's; None is any size."""
     if chosen is not None:
         return chosen
-    return next((limit for suffix, limit in _LIMITS.items() if name.lower().endswith(suffix)), TEXT_LIMIT)
+    lower = name.lower()
+    if not lower.endswith(_LIMITED):
+        return TEXT_LIMIT
+    return next(limit for suffix, limit in _LIMITS.items() if lower.endswith(suffix))
 
 
 def is_internal(name: str) -> bool:

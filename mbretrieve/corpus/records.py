@@ -45,12 +45,17 @@ class WalkOptions:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file to read: ``path`` opens it, ``name`` is its POSIX path below the root (valid Unicode); size in bytes."""
+    """A file to read: ``place`` opens it, ``name`` is its POSIX path below the root (valid Unicode); size in bytes."""
 
-    path: Path
+    place: str | Path
     name: str
     size: int
     mtime_ns: int
+
+    @property
+    def path(self) -> Path:
+        """Where it is. Made when asked for: a walk that finds some thousand files unchanged asks for none."""
+        return Path(self.place)
 
 
 @dataclass(slots=True)

@@ -5,8 +5,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
 from mbretrieve.errors import ModelError
 from mbretrieve.models.card import FILE as CARD
@@ -23,8 +24,8 @@ from mbretrieve.models.reading import (
     read_pylate,
     read_stanford,
 )
-from mbretrieve.models.settings import Checkpoint, Settings, Side
-from mbretrieve.models.weights import weights_hash
+from mbretrieve.models.settings import Checkpoint, Saved, Settings, Side, Weight
+from mbretrieve.models.weights import Array, Read, as_array, read_arrays, read_tensors, weights_hash
 from mbretrieve.models.writing import (
     Obstacles,
     Writer,
@@ -57,7 +58,7 @@ class Layout:
     name: str
     kind: Kind
     recognise: Callable[[Signs], bool]
-    read: Callable[[Path], Checkpoint]
+    read: Callable[[Path, Read[Any]], Saved[Any]]
     write: Writer | None = None
     obstacles: Obstacles | None = None
 
@@ -102,6 +103,15 @@ LAYOUTS = (
 
 def load(folder: Path) -> Checkpoint:
     """Read a model folder in whichever layout it is. Raises: ModelError naming what came and what was expected."""
+    return _load(folder, read_tensors)
+
+
+def load_arrays(folder: Path) -> Saved[Array]:
+    """Read a model folder as ``load`` does, but without torch, its weights as mapped arrays. Raises: ModelError."""
+    return _load(folder, read_arrays)
+
+
+def _load(folder: Path, read_weights: Read[Weight]) -> Saved[Weight]:
     saved = read_json(folder / ST_CONFIG)
     config = read_json(folder / "config.json")
     signs = Signs(
@@ -114,7 +124,7 @@ def load(folder: Path) -> Checkpoint:
         raise ModelError(f"{folder} is not a model folder: it has neither {MODULES} nor config.json")
     for layout in LAYOUTS:
         if layout.recognise(signs):
-            read = layout.read(folder)
+            read = layout.read(folder, read_weights)
             return replace(read, folder=folder) if layout.write else read  # a bare backbone's card is of no retriever
     raise ModelError(f"{folder} is a {signs.model_type}, expected a MultiVectorEncoder, ColBERT or SentenceTransformer")
 
@@ -143,37 +153,41 @@ def save(model: Checkpoint, folder: Path, layout: str | None = None, facts: Trai
 
 def _kept_card(model: Checkpoint) -> bytes | None:
     """Return the card of the folder that a model was loaded from, if kind and weights are still those, in any dtype."""
+    import torch
+
     if model.folder is None or not (model.folder / CARD).is_file():
         return None
     try:
         read, words = load(model.folder), (model.folder / CARD).read_bytes()
     except (ModelError, OSError):  # it is gone, or being replaced
         return None
-    before, now = _tensors(read), _tensors(model)
+    before, now = _weights(read), _weights(model)
     same = read.settings.kind == model.settings.kind and before.keys() == now.keys()
     same = same and all(torch.equal(before[key].to(now[key].dtype), now[key].cpu()) for key in now)
     return words if same else None
 
 
-def _tensors(model: Checkpoint) -> dict[str, torch.Tensor]:
+def _weights(model: Saved[Weight]) -> dict[str, Weight]:
     """Return all weights under names of their own."""
-    tensors = dict(model.backbone)
+    weights = dict(model.backbone)
     for number, layer in enumerate(model.projection):
         parts = {"weight": layer.weight, "bias": layer.bias, "residual": layer.residual}
-        tensors |= {f"projection.{number}.{name}": part for name, part in parts.items() if part is not None}
-    return tensors
+        weights |= {f"projection.{number}.{name}": part for name, part in parts.items() if part is not None}
+    return weights
 
 
-def content_hash(model: Checkpoint) -> str:
+def content_hash(model: Checkpoint | Saved[Array]) -> str:
     """Hash what decides a model's vectors: weights, tokenizer, configuration and settings, whatever the layout."""
     config = {key: value for key, value in asdict(model.config).items() if key != "other"}
     words = json.dumps([config, asdict(model.settings), model.limit], sort_keys=True, default=str)
     for layer in model.projection:
         words += f" {layer.activation} {layer.use_residual}"
-    return weights_hash(_tensors(model).items(), words.encode() + model.tokenizer.fingerprint())
+    weights: dict[str, Any] = _weights(model)
+    arrays = [(name, one if isinstance(one, np.ndarray) else as_array(one)) for name, one in weights.items()]
+    return weights_hash(arrays, words.encode() + model.tokenizer.fingerprint())
 
 
-def view(model: Checkpoint, kind: Kind) -> Checkpoint:
+def view(model: Saved[Weight], kind: Kind) -> Saved[Weight]:
     """See a checkpoint as the kind of encoder it was not saved as; one of the right kind is returned as it is.
 
     As late interaction, a model of one vector a text loses its pooling and projects each token. As one vector a text, a

@@ -11,6 +11,7 @@ from torch import Tensor
 from mbretrieve import scoring
 from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
 from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.models.lines import line_shares
 from mbretrieve.models.token_pooling import pool_rows
 from mbretrieve.types import FloatArray, Kind
 
@@ -23,22 +24,6 @@ def token_rows(projected: Tensor, batch: Sequence[Prepared], frame: Frame, dim: 
         rows = torch.nn.functional.normalize(rows, dim=-1)
     parts = np.split(rows.cpu().numpy(), np.cumsum([len(text.ids) for text in batch])[:-1])
     return [part[frame.with_row(text.ids)] for text, part in zip(batch, parts, strict=True)]
-
-
-def line_shares(question: FloatArray, rows: FloatArray, spans: NDArray[np.int64], text: str) -> FloatArray:
-    """Score each line of a text by its share in the match: (lines,), none below 0.
-
-    Each token of ``question`` (t, dim) gives its similarity to the line that holds the row (n, dim) nearest to it;
-    ``spans`` (n, 2) are the rows' characters.
-    """
-    real = np.flatnonzero(spans[:, 1] > spans[:, 0])  # not the markers
-    of_lines = np.zeros(text.count("\n") + 1, dtype=np.float32)
-    if len(real):
-        breaks = np.array([at for at, character in enumerate(text) if character == "\n"], dtype=np.int64)
-        similarities = question @ rows[real].T  # (query tokens, tokens)
-        nearest = spans[real[similarities.argmax(axis=1)], 0]
-        np.add.at(of_lines, np.searchsorted(breaks, nearest), similarities.max(axis=1).clip(min=0))
-    return of_lines
 
 
 def late_scores(query: FloatArray, documents: Sequence[FloatArray]) -> Tensor:

@@ -9,18 +9,10 @@ from torch import Tensor
 
 from mbretrieve import scoring
 from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
-from mbretrieve.models.framing import Frame, Prepared
-from mbretrieve.models.settings import Pooling, Settings
+from mbretrieve.models.framing import Frame, Prepared, first_pooled
+from mbretrieve.models.lines import line_gains
+from mbretrieve.models.settings import Pooling
 from mbretrieve.types import FloatArray, Kind
-
-
-def first_pooled(settings: Settings, frame: Frame) -> int:
-    """Return the place of a text's first token that counts.
-
-    A model that leaves its prompt out of the pooling leaves out all that is in front of it, too.
-    """
-    prompted = bool(frame.side.prompt or frame.side.marker) and not settings.include_prompt
-    return len(frame.head) + frame.prompt_tokens if prompted else 0
 
 
 def pool_states(states: Tensor, lengths: Sequence[int], first: int, pooling: Pooling | None) -> Tensor:
@@ -61,14 +53,8 @@ class DenseEncoder(TextEncoder):
         """Score each line of each text, encoded alone, by how much nearer to the query it is than the text's lines are
         on average: one (lines,) float32 array a text, none below 0, 0 for a blank line."""
         [question] = self.encode_queries([query])
-        lines = [text.split("\n") for text in texts]
-        similarities = self.encode_documents([line for of_text in lines for line in of_text]) @ question
-        scores = []
-        for of_text, found in zip(lines, np.split(similarities, np.cumsum([len(x) for x in lines])[:-1]), strict=True):
-            blank = np.array([not line.strip() for line in of_text])
-            mean = found[~blank].mean() if len(found[~blank]) > 1 else np.float32(0)
-            scores.append(np.where(blank, np.float32(0), (found - mean).clip(min=0)))
-        return scores
+        lines = self.encode_documents([line for text in texts for line in text.split("\n")])
+        return line_gains(question, texts, lines)
 
     def pool(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
         """Run prepared texts through backbone, pooling and projection: (B, width), neither truncated nor scaled."""

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbretrieve.errors import ModelError
 from mbretrieve.models.card import TrainingFacts
-from mbretrieve.models.checkpoint import content_hash, load, save, view
+from mbretrieve.models.checkpoint import load, save
 from mbretrieve.models.device import resolve_device, resolve_dtype
 from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.models.identity import identify
 from mbretrieve.models.modernbert import ModernBert
 from mbretrieve.models.packing import pack
 from mbretrieve.models.projection import Layer, projection
@@ -82,21 +82,10 @@ class TextEncoder(ABC):
         lengths or a dim beyond the model's.
         """
         source = locate(name, revision, local_files_only)
-        saved = _with_lengths(view(load(source.folder), cls.kind), query_length, document_length)
-        where = resolve_device(device)
-        width = saved.projection[-1].weight.shape[0] if saved.projection else saved.config.hidden_size
-        if dim is not None and not 0 < dim <= width:
-            raise ModelError(f"dim is {dim}, expected 1 to {width}, which this model's vectors have")
-        identity = ModelIdentity(
-            kind=cls.kind,
-            name=source.name,
-            revision=source.revision,
-            content_hash=content_hash(saved),
-            dim=dim or width,
-            query_length=saved.settings.queries.length or saved.limit,
-            document_length=saved.settings.documents.length or saved.limit,
-            pooled_dim=saved.config.hidden_size if cls.kind == "joint" else 0,
+        saved, identity = identify(
+            load(source.folder), source, cls.kind, dim=dim, query_length=query_length, document_length=document_length
         )
+        where = resolve_device(device)
         return cls(saved, identity, where, resolve_dtype(dtype, where))
 
     def save_pretrained(
@@ -219,23 +208,3 @@ class TextEncoder(ABC):
                 if progress is not None:
                     progress(len(batch))
             first, window = first + len(window), []
-
-
-def _with_lengths(saved: Checkpoint, query_length: int | None, document_length: int | None) -> Checkpoint:
-    """Put the caller's lengths in the place of the saved ones; a fixed query expansion is as long as the query."""
-    settings = saved.settings
-    for name, length in (("query_length", query_length), ("document_length", document_length)):
-        if length is not None and length < 1:
-            raise ModelError(f"{name} is {length}, expected at least 1")
-    if document_length is not None:
-        settings = replace(settings, documents=replace(settings.documents, length=document_length))
-    if query_length is not None:
-        settings = replace(settings, queries=replace(settings.queries, length=query_length))
-        expansion = settings.expansion
-        if expansion is not None and expansion.minimum and query_length < expansion.length:
-            raise ModelError(
-                f"query_length is {query_length}, expected the {expansion.length} to which queries are filled, or more"
-            )
-        if expansion is not None and not expansion.minimum:
-            settings = replace(settings, expansion=replace(expansion, length=query_length))
-    return replace(saved, settings=settings)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import ModelError
-from mbretrieve.models.settings import Checkpoint, Expansion, Side
+from mbretrieve.models.settings import Expansion, Saved, Settings, Side
 from mbretrieve.models.tokenizer import Content, Tokenizer
 
 
@@ -25,7 +25,7 @@ class Frame:
     Raises: ModelError if ``length`` tokens are more than the model has positions, or too few for any text.
     """
 
-    def __init__(self, model: Checkpoint, side: Side, length: int, name: str, expansion: Expansion | None) -> None:
+    def __init__(self, model: Saved[Any], side: Side, length: int, name: str, expansion: Expansion | None) -> None:
         positions = model.config.max_position_embeddings
         if length > positions:
             raise ModelError(f"{name} is {length}, expected at most {positions}, the positions of this model")
@@ -85,6 +85,15 @@ class Frame:
         rows[list(self.side.keep_only)] = True
         rows[skipped] = False
         return rows
+
+
+def first_pooled(settings: Settings, frame: Frame) -> int:
+    """Return the place of a text's first token that counts.
+
+    A model that leaves its prompt out of the pooling leaves out all that is in front of it, too.
+    """
+    prompted = bool(frame.side.prompt or frame.side.marker) and not settings.include_prompt
+    return len(frame.head) + frame.prompt_tokens if prompted else 0
 
 
 def _filler(tokenizer: Tokenizer, expansion: Expansion) -> int:

@@ -6,10 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mbretrieve.models.colbert import late_scores, line_shares, token_rows
+from mbretrieve.models.colbert import late_scores, token_rows
 from mbretrieve.models.dense import pool_states
 from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
 from mbretrieve.models.framing import Frame
+from mbretrieve.models.lines import line_shares
 from mbretrieve.types import FloatArray, JointVectors, Kind
 
 

@@ -1,26 +1,14 @@
 """The layers between the backbone and the vectors: a stack, as sentence-transformers and PyLate save it."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from mbretrieve.errors import ModelError
+from mbretrieve.models.dense_module import ACTIVATIONS
 from mbretrieve.models.settings import DenseLayer
-from mbretrieve.models.weights import read_tensors
 
-# By the class's last name: sentence-transformers saves torch's whole path and makes them without arguments.
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "Identity": nn.Identity,
-    "Tanh": nn.Tanh,
-    "ReLU": nn.ReLU,
-    "GELU": nn.GELU,
-    "SiLU": nn.SiLU,
-    "Sigmoid": nn.Sigmoid,
-    "LeakyReLU": nn.LeakyReLU,
-    "ELU": nn.ELU,
-}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in ACTIVATIONS}
 
 
 class Layer(nn.Module):
@@ -55,32 +43,6 @@ def projection(layers: Sequence[DenseLayer], width: int) -> nn.Sequential:
             )
         width = layer.weight.shape[0]
     return nn.Sequential(*(Layer(layer) for layer in layers))
-
-
-def read_layer(folder: Path, config: Mapping[str, Any], default_activation: str) -> DenseLayer:
-    """Read a Dense module's folder. Raises: ModelError naming what is missing, misshapen or not supported."""
-    activation = str(config.get("activation_function", default_activation))
-    if not activation.startswith("torch.nn.") or activation.rpartition(".")[2] not in _ACTIVATIONS:
-        raise ModelError(
-            f"{folder}: activation {activation} is not supported, expected one of {', '.join(_ACTIVATIONS)}"
-        )
-    sizes = config.get("out_features"), config.get("in_features")
-    use_residual = bool(config.get("use_residual", False))
-    shapes: dict[str, tuple[Any, ...]] = {"linear.weight": sizes}
-    if config.get("bias", True):
-        shapes["linear.bias"] = sizes[:1]
-    if use_residual and sizes[0] != sizes[1]:
-        shapes["residual.weight"] = sizes
-    tensors = read_tensors(folder)
-    for name, shape in shapes.items():
-        came = tuple(tensors[name].shape) if name in tensors else "missing"
-        if came != shape:
-            raise ModelError(f"{folder}: {name} is {came}, expected shape {shape} from its config.json")
-    if unknown := sorted(tensors.keys() - shapes.keys()):
-        raise ModelError(f"{folder}: a tensor {unknown[0]} that its config.json does not provide for")
-    return DenseLayer(
-        tensors["linear.weight"], tensors.get("linear.bias"), activation, use_residual, tensors.get("residual.weight")
-    )
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

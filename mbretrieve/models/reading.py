@@ -1,4 +1,5 @@
-"""The layouts of model folders, read: each function takes a folder of its layout to a ``Checkpoint``."""
+"""The layouts of model folders, read: each function takes a folder of its layout, and how to read its
+weights, to a ``Saved`` model."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -6,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 from mbretrieve.errors import ModelError
 from mbretrieve.models.config import ModernBertConfig
+from mbretrieve.models.dense_module import read_layer
 from mbretrieve.models.files import read_json
 from mbretrieve.models.module_list import (
     BERT_CONFIG,
@@ -21,10 +21,9 @@ from mbretrieve.models.module_list import (
     normalizes,
     transformer_of,
 )
-from mbretrieve.models.projection import read_layer
-from mbretrieve.models.settings import Checkpoint, DenseLayer, Expansion, Pooling, Settings, Side
+from mbretrieve.models.settings import Expansion, Pooling, Saved, SavedLayer, Settings, Side, Weight
 from mbretrieve.models.tokenizer import Tokenizer
-from mbretrieve.models.weights import read_tensors
+from mbretrieve.models.weights import Read
 
 ST_CONFIG = "config_sentence_transformers.json"
 METADATA = "artifact.metadata"
@@ -54,12 +53,12 @@ _ONLY: dict[str, tuple[object, ...]] = {
 _STANFORD = {"query_maxlen": 32, "doc_maxlen": 220, "query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
 
 
-def read_bare(folder: Path) -> Checkpoint:
+def read_bare(folder: Path, read: Read[Weight]) -> Saved[Weight]:
     """A ModernBERT and nothing else: hidden states as they are, or their mean."""
-    return _backbone(folder, folder, Settings())
+    return _backbone(folder, folder, Settings(), read)
 
 
-def read_stanford(folder: Path) -> Checkpoint:
+def read_stanford(folder: Path, read: Read[Weight]) -> Saved[Weight]:
     """Stanford ColBERT: the projection is ``linear.weight`` beside the backbone's weights; settings: artifact.metadata.
 
     Its queries have a fixed length and its text starts with a space behind the marker, as in its own tokenizers.
@@ -69,7 +68,7 @@ def read_stanford(folder: Path) -> Checkpoint:
     expansion = Expansion(
         length=_positive(known, "query_maxlen", METADATA), attended=bool(known.get("attend_to_mask_tokens", False))
     )
-    tensors = {name.removeprefix("bert."): tensor for name, tensor in read_tensors(folder).items()}
+    tensors = {name.removeprefix("bert."): tensor for name, tensor in read(folder).items()}
     projection = tensors.pop("linear.weight", None)
     if projection is None:
         raise ModelError(f"{folder}: a Stanford ColBERT has its projection as linear.weight, which is not there")
@@ -83,10 +82,10 @@ def read_stanford(folder: Path) -> Checkpoint:
         ),
         expansion=expansion,
     )
-    return _backbone(folder, folder, settings, (DenseLayer(projection),), tensors)
+    return _backbone(folder, folder, settings, read, (SavedLayer(projection),), tensors)
 
 
-def read_pylate(folder: Path) -> Checkpoint:
+def read_pylate(folder: Path, read: Read[Weight]) -> Saved[Weight]:
     """PyLate: a Transformer and Dense modules; settings at the top of config_sentence_transformers.json.
 
     What is not saved is PyLate's default. Other modules than these two are not used, as PyLate itself drops them.
@@ -109,11 +108,13 @@ def read_pylate(folder: Path) -> Checkpoint:
         expansion=Expansion(length, attended=attended) if expands else None,
     )
     dense = [module for module in modules if module.kind == "Dense"]
-    layers = tuple(read_layer(module.folder, module.config, "torch.nn.modules.linear.Identity") for module in dense)
-    return _backbone(folder, transformer_of(modules).folder, settings, layers)
+    layers = tuple(
+        read_layer(module.folder, module.config, "torch.nn.modules.linear.Identity", read) for module in dense
+    )
+    return _backbone(folder, transformer_of(modules).folder, settings, read, layers)
 
 
-def read_multi_vector(folder: Path) -> Checkpoint:
+def read_multi_vector(folder: Path, read: Read[Weight]) -> Saved[Weight]:
     """sentence-transformers' MultiVectorEncoder: Transformer, Dense, MultiVectorMask, Normalize; perhaps a Router."""
     tasks = {task: modules_of(folder, task) for task in ("query", "document")}
     transformer = transformer_of(tasks["query"])
@@ -139,11 +140,11 @@ def read_multi_vector(folder: Path) -> Checkpoint:
     )
     for module in dense["query"]:
         expect_names(module, "token_embeddings")
-    layers = tuple(read_layer(m.folder, m.config, "torch.nn.modules.activation.Tanh") for m in dense["query"])
-    return _backbone(folder, transformer.folder, settings, layers)
+    layers = tuple(read_layer(m.folder, m.config, "torch.nn.modules.activation.Tanh", read) for m in dense["query"])
+    return _backbone(folder, transformer.folder, settings, read, layers)
 
 
-def read_dense(folder: Path) -> Checkpoint:
+def read_dense(folder: Path, read: Read[Weight]) -> Saved[Weight]:
     """sentence-transformers' SentenceTransformer: Transformer, Pooling, then Dense modules and perhaps Normalize."""
     modules = modules_of(folder, "query")
     if modules != modules_of(folder, "document"):
@@ -169,17 +170,18 @@ def read_dense(folder: Path) -> Checkpoint:
         pooling=_pooling(pooling),
         include_prompt=bool(pooling.config.get("include_prompt", True)),
     )
-    layers = tuple(read_layer(m.folder, m.config, "torch.nn.modules.activation.Tanh") for m in dense)
-    return _backbone(folder, transformer.folder, settings, layers)
+    layers = tuple(read_layer(m.folder, m.config, "torch.nn.modules.activation.Tanh", read) for m in dense)
+    return _backbone(folder, transformer.folder, settings, read, layers)
 
 
 def _backbone(
     folder: Path,
     transformer: Path,
     settings: Settings,
-    projection: tuple[DenseLayer, ...] = (),
-    tensors: Mapping[str, Tensor] | None = None,
-) -> Checkpoint:
+    read: Read[Weight],
+    projection: tuple[SavedLayer[Weight], ...] = (),
+    tensors: Mapping[str, Weight] | None = None,
+) -> Saved[Weight]:
     """Read what every layout has in common, and settle the markers: a token of the tokenizer, or text."""
     config = ModernBertConfig.from_dict(read_json(transformer / "config.json"))
     saved = read_json(transformer / BERT_CONFIG)
@@ -194,8 +196,8 @@ def _backbone(
         queries=_settle_marker(settings.queries, tokenizer),
         documents=_settle_marker(settings.documents, tokenizer),
     )
-    state = read_tensors(transformer) if tensors is None else tensors
-    return Checkpoint(config, state, tokenizer, settled, min(limit, positions), projection)
+    state = read(transformer) if tensors is None else tensors
+    return Saved(config, state, tokenizer, settled, min(limit, positions), projection)
 
 
 def _settle_marker(side: Side, tokenizer: Tokenizer) -> Side:

@@ -3,15 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from mbretrieve.models.config import ModernBertConfig
 from mbretrieve.models.tokenizer import Tokenizer
 from mbretrieve.types import Kind
 
 Pooling = Literal["cls", "mean"]
+
+
+class HasShape(Protocol):
+    """A tensor of torch or an array of numpy."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many numbers there are in each dimension."""
+
+
+Weight = TypeVar("Weight", bound=HasShape)
+"""What weights are read as: tensors, or numpy's arrays where torch is spared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +72,18 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DenseLayer:
+class SavedLayer(Generic[Weight]):
     """One layer of a projection: ``activation(x W^T + b)``, plus the input or its projection if it is residual."""
 
-    weight: Tensor
-    bias: Tensor | None = None
+    weight: Weight
+    bias: Weight | None = None
     activation: str = "torch.nn.modules.linear.Identity"
     use_residual: bool = False
-    residual: Tensor | None = None
+    residual: Weight | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Checkpoint:
+class Saved(Generic[Weight]):
     """A model folder, read: ``backbone`` under Hugging Face's names without prefix or heads, ``projection`` in order.
 
     ``limit`` is the number of tokens to which a side without a length of its own is cut. ``folder`` is where it was
@@ -81,9 +91,18 @@ class Checkpoint:
     """
 
     config: ModernBertConfig
-    backbone: Mapping[str, Tensor]
+    backbone: Mapping[str, Weight]
     tokenizer: Tokenizer
     settings: Settings
     limit: int
-    projection: tuple[DenseLayer, ...] = ()
+    projection: tuple[SavedLayer[Weight], ...] = ()
     folder: Path | None = None
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    DenseLayer = SavedLayer[Tensor]
+    Checkpoint = Saved[Tensor]
+else:  # without torch
+    DenseLayer, Checkpoint = SavedLayer, Saved

@@ -5,15 +5,16 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mbretrieve.models.files import write_json
 from mbretrieve.models.module_list import BERT_CONFIG, MODULES
 from mbretrieve.models.reading import METADATA, PUNCTUATION, ST_CONFIG, STANFORD_ARCHITECTURE
 from mbretrieve.models.settings import Checkpoint, DenseLayer, Settings, Side
 from mbretrieve.models.weights import write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The oldest names, which every version of sentence-transformers resolves.
 _TRANSFORMER = "sentence_transformers.models.Transformer"
@@ -190,7 +191,7 @@ def _write_backbone(
     folder: Path,
     architectures: list[str] | None = None,
     prefix: str = "",
-    more: dict[str, Tensor] | None = None,
+    more: "dict[str, Tensor] | None" = None,
 ) -> None:
     dtype = str(next(iter(model.backbone.values())).dtype).removeprefix("torch.")
     own = {"architectures": architectures or ["ModernBertModel"], "dtype": dtype, "torch_dtype": dtype}

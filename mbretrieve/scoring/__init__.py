@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mbretrieve.scoring.packed import maxsim_packed
     from mbretrieve.scoring.padded import cosine, maxsim
     from mbretrieve.scoring.search import maxsim_compressed, maxsim_ragged, maxsim_ragged_batch
-    from mbretrieve.scoring.sparing import one_shot, spares_torch
+    from mbretrieve.scoring.sparing import spares_torch, sparing_torch
 
 __all__ = [
     "SCALES",
@@ -22,8 +22,8 @@ __all__ = [
     "maxsim_ragged",
     "maxsim_ragged_batch",
     "maxsim_rows",
-    "one_shot",
     "spares_torch",
+    "sparing_torch",
 ]
 
 # Resolved on first use (PEP 562): half of these modules need torch, the other half are for who does without.
@@ -38,8 +38,8 @@ _HOME = {
     "maxsim_ragged": "search",
     "maxsim_ragged_batch": "search",
     "maxsim_rows": "arrays",
-    "one_shot": "sparing",
     "spares_torch": "sparing",
+    "sparing_torch": "sparing",
 }
 
 

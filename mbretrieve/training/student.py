@@ -16,9 +16,9 @@ from mbretrieve.errors import ModelError
 from mbretrieve.models.card import TrainingFacts
 from mbretrieve.models.checkpoint import content_hash, load, save, view
 from mbretrieve.models.colbert import ColBERT
-from mbretrieve.models.dense import DenseEncoder, first_pooled, pool_states
+from mbretrieve.models.dense import DenseEncoder, pool_states
 from mbretrieve.models.device import resolve_dtype
-from mbretrieve.models.framing import Frame, Prepared
+from mbretrieve.models.framing import Frame, Prepared, first_pooled
 from mbretrieve.models.modernbert import ModernBert
 from mbretrieve.models.projection import Layer, projection
 from mbretrieve.models.settings import Checkpoint, DenseLayer, Expansion, Settings, Side

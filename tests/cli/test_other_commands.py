@@ -257,3 +257,19 @@ def test_a_terminal_gets_colours_and_bars_but_no_escapes_of_others(indexed: Path
     assert b"\x1b[1;35mevil.py:1-3" in shown
     assert b"\\x1b]0;owned\\x07" in shown
     assert b"\x1b]0;" not in shown
+
+
+def test_a_question_is_answered_without_torch_as_it_is_with_it(indexed: Path, mbretrieve: Command) -> None:
+    question = "where is the config file read"
+    for options in (), ("--mode", "semantic"), ("--json",), ("-l",):
+        assert not modules("search", question, *options) & (HEAVY - {"faiss"})
+    assert "torch" in modules("search", question, "--dtype", "bfloat16")
+
+    def found(*options: str) -> list[tuple[str, float]]:
+        command = [sys.executable, "-m", "mbretrieve", "search", question, "--json", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [(hit["id"], hit["score"]) for hit in json.loads(done.stdout)]
+
+    light, heavy = found(), found("--dtype", "float32")
+    assert [name for name, _ in light] == [name for name, _ in heavy]
+    assert [score for _, score in light] == pytest.approx([score for _, score in heavy], abs=1e-4)
