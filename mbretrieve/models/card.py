@@ -7,6 +7,7 @@ data: YAML is dumped, not pasted, and what stands in a table or a heading cannot
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
 
@@ -287,7 +288,7 @@ def _link(source: DataSource) -> str:
 
 def hub_name(name: str | None) -> str | None:
     """Return a name that can be one on the Hub; a folder is not for publishing, and a link to it would lead nowhere."""
-    return name if name is not None and _HUB_NAME.fullmatch(name) else None
+    return name if name is not None and _HUB_NAME.fullmatch(name) and not Path(name).is_dir() else None
 
 
 def inline(text: str) -> str:

@@ -208,7 +208,7 @@ def view(model: Saved[Weight], kind: Kind) -> Saved[Weight]:
     return replace(model, projection=(), settings=Settings(queries=plain[0], documents=plain[1], pooling="mean"))
 
 
-def _expect_joint(model: Checkpoint) -> None:
+def _expect_joint(model: Saved[Weight]) -> None:
     """Refuse what has no trained head of token vectors, or a query whose mean would be that of its filling."""
     if model.settings.kind == "dense":
         lacks = "gives one vector a text, and has no head for its tokens"

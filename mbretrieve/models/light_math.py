@@ -78,8 +78,8 @@ def bias(place: NDArray[np.int64], attended: NDArray[np.bool_] | None, window: i
 
 def attend(query: FloatArray, key: FloatArray, value: FloatArray, bias: FloatArray | None) -> FloatArray:
     """Attend: three of (T, heads, head_dim), bias (T, T) -> (T, hidden)."""
-    scaled = query * np.float32(query.shape[-1] ** -0.5)
-    weights = scaled.transpose(1, 0, 2) @ key.transpose(1, 2, 0)  # (heads, T, T)
+    scaled: FloatArray = query * np.float32(query.shape[-1] ** -0.5)
+    weights: FloatArray = scaled.transpose(1, 0, 2) @ key.transpose(1, 2, 0)  # (heads, T, T)
     if bias is not None:
         weights += bias
     weights -= weights.max(axis=-1, keepdims=True)
