@@ -22,8 +22,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_only_the_package_stands_at_the_top(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"mbretrieve"}
-    assert "mbretrieve/assets/mini-v0/model.safetensors" in names
-    assert "mbretrieve/assets/mini-v0/README.md" in names
+    assert "mbretrieve/assets/mini-v1/model.safetensors" in names
+    assert "mbretrieve/assets/mini-v1/README.md" in names
     assert "mbretrieve/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 

@@ -1,12 +1,14 @@
 """``mbretrieve bench encode``: what it writes is what was asked for, and what bad input gets."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mbretrieve.models.source import locate
 from tests.cli.conftest import Command, one_line
 
 ROW = {"work", "engine", "dtype", "tokens_per_second", "share_of_roofline", "largest_batch"}
@@ -42,7 +44,7 @@ def test_beside_its_peers(tmp_path: Path, mbretrieve: Command) -> None:
         )
         assert row["least_cosine"] > 0.999
         assert row["tokens"] >= 4 * 16
-    assert (record["model"]["name"], record["model"]["layers"]) == ("mbretrieve/mini-v0", 4)
+    assert (record["model"]["name"], record["model"]["layers"]) == ("mbretrieve/mini-v1", 4)
     assert (
         record["command"]
         == "mbretrieve bench encode --device cpu --work mixed --seconds 0.05 --batch-tokens 1024 --peers"
@@ -71,9 +73,19 @@ def test_peers_that_are_not_installed_are_named(
     assert "left out: transformers" in done.out
 
 
-def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, mbretrieve: Command) -> None:
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """The bundled model, of 2,048 positions."""
+    folder = tmp_path / "short"
+    shutil.copytree(locate(None).folder, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}), "utf-8")
+    return folder
+
+
+def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, short: Path, mbretrieve: Command) -> None:
     out = tmp_path / "out.json"
-    assert mbretrieve("bench", "encode", *SHORT, "--json", out).status == 0
+    assert mbretrieve("bench", "encode", "--model", short, *SHORT, "--json", out).status == 0
     record = figures(out)
     assert [row["work"] for row in record["rows"]] == ["512-fixed", "512-variable", "mixed"]
     assert record["left_out"].keys() == {"8192-fixed", "8192-variable"}
@@ -85,8 +97,7 @@ def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, mbretriev
     [
         (("--work", "tiny"), "work is 'tiny', expected some of 512-fixed,512-variable,8192-fixed,8192-variable,mixed"),
         (("--work", ","), "no work is named"),
-        (("--work", "mixed,8192-fixed"), "expected at most 2048, the positions of this model"),
-        (("--model", "mbretrieve/mini-v0", "--shapes", "base"), "expected one of them"),
+        (("--model", "mbretrieve/mini-v1", "--shapes", "base"), "expected one of them"),
         (("--model", "no/such/folder"), "there is no folder"),
         (("--device", "nonsense"), "expected a torch device"),
         (("--json", "no-such-folder/out.json"), "is no folder"),
@@ -94,3 +105,8 @@ def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, mbretriev
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, mbretrieve: Command) -> None:
     assert said in one_line(mbretrieve("bench", "encode", *arguments))
+
+
+def test_a_work_longer_than_the_model_reads_is_one_line(short: Path, mbretrieve: Command) -> None:
+    done = mbretrieve("bench", "encode", "--model", short, "--work", "mixed,8192-fixed")
+    assert "expected at most 2048, the positions of this model" in one_line(done)

@@ -54,7 +54,7 @@ def test_dense_vectors_are_the_mean_of_hidden_states(dense: DenseEncoder, tmp_pa
     texts = [text for text in TEXTS if text == text.strip()]  # as sentence-transformers had them before version 6
     modules = [Transformer(str(locate(None).folder)), Pooling(256), Normalize()]
     oracle = SentenceTransformer(modules=modules, device="cpu").float()
-    for encode, length in ((dense.encode_queries, 64), (dense.encode_documents, 192)):
+    for encode, length in ((dense.encode_queries, 64), (dense.encode_documents, 512)):
         oracle.max_seq_length = length
         np.testing.assert_allclose(encode(texts), oracle.encode(texts), atol=1e-3)
     if int(sentence_transformers.__version__.split(".")[0]) >= 6:  # a length for each side
@@ -65,9 +65,9 @@ def test_dense_vectors_are_the_mean_of_hidden_states(dense: DenseEncoder, tmp_pa
 
 
 def test_what_its_card_says(colbert: ColBERT, dense: DenseEncoder) -> None:
-    assert (colbert.query_length, colbert.document_length, colbert.dim) == (64, 192, 128)
-    assert (dense.query_length, dense.document_length, dense.dim) == (64, 192, 256)
-    assert colbert.document_capacity == dense.document_capacity == 190
+    assert (colbert.query_length, colbert.document_length, colbert.dim) == (64, 512, 128)
+    assert (dense.query_length, dense.document_length, dense.dim) == (64, 512, 256)
+    assert colbert.document_capacity == dense.document_capacity == 510
     lengths = np.linalg.norm(colbert.encode_queries(["how to read a file"])[0], axis=1)
     assert lengths.std() > 0.05  # term weights
     rows = colbert.encode_documents(["open a file and read its lines"])[0]
