@@ -36,7 +36,7 @@ def test_a_folder_is_indexed_searched_and_described(
 def test_another_model_is_refused_in_one_line(repo: Path, tmp_path: Path, mbretrieve: Command) -> None:
     model = small.bare(tmp_path / "model")
     said = one_line(mbretrieve("index", repo, "--kind", "joint", "--model", model))
-    assert f"{model} is a backbone without a head" in said
+    assert "is a backbone without a head" in said
     assert "take it as colbert or dense" in said
 
 

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from mbretrieve.errors import DataError
 from mbretrieve.training import recipe
-from mbretrieve.training.config import EvaluationConfig, ModelConfig, OptimizerConfig, SourceConfig, TrainConfig
+from mbretrieve.training.config import (
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SourceConfig,
+    TrainConfig,
+)
 
 SMALL = """
 [[data]]
@@ -194,6 +201,13 @@ def test_temperatures_stand_for_the_scores_they_divide() -> None:
 def test_records_refuse_what_their_kind_has_not() -> None:
     with pytest.raises(DataError, match="query_marker is set, but kind is 'dense'"):
         ModelConfig(kind="dense", query_marker="[Q]")
+
+
+def test_similarities_of_a_batch_are_a_teachers_and_for_who_sees_a_batch(small: Path) -> None:
+    with pytest.raises(DataError, match="in_batch_weight is set, but name is 'kl': only infonce"):
+        LossConfig(name="kl", in_batch_weight=1.0)
+    with pytest.raises(DataError, match=r"loss.in_batch_weight has no teacher: expected loss.teacher or data"):
+        TrainConfig.load(small, ["loss.in_batch_weight=1.0"])
 
 
 def test_one_teacher_of_vectors_at_a_time(small: Path) -> None:

@@ -93,8 +93,12 @@ def test_an_encoder_mines_as_brute_force_does(
     assert report.rejected[QUERY] > 0
     assert (report.rejected[MARGIN] > 0) == bool(margin)
     for row, wanted in zip(found, expected, strict=True):
-        assert [text_id(text) for text in row["negatives"]] == [text_id(text) for text in wanted["negatives"]]
-        assert row["scores"] == pytest.approx(wanted["scores"], rel=1e-5), "the model's own scores, not the index's"
+        # The index ranks by halves, in which two neighbours may change places.
+        ours, theirs = (
+            {text_id(t): s for t, s in zip(r["negatives"], r["scores"][1:], strict=True)} for r in (row, wanted)
+        )
+        assert ours == pytest.approx(theirs, rel=1e-5), "the model's own scores, not the index's"
+        assert row["scores"] == pytest.approx(wanted["scores"], rel=1e-3), "in the order of the ranking"
         assert all(score <= options.highest(row["scores"][0]) for score in row["scores"][1:])
     assert not (tmp_path / "out.jsonl.work").exists()
 
