@@ -17,12 +17,14 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from mbretrieve.cutting import passage, windows_of
 from mbretrieve.errors import DataError, ModelError
 from mbretrieve.index import AnyIndex, Entry, Match, create_index, open_index
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.index.store import MEMORY, Writer
+from mbretrieve.models.lines import line_shares
 from mbretrieve.scoring import spares_torch
-from mbretrieve.types import Document, Encoder, Hit, ModelIdentity, Progress, Where, as_window, rows_of
+from mbretrieve.types import Document, Encoder, FloatArray, Hit, ModelIdentity, Progress, Where, as_window, rows_of
 
 Mode = Literal["hybrid", "semantic", "lexical"]
 Fusion = Literal["weighted", "rrf"]
@@ -34,9 +36,6 @@ COMMIT_TOKENS = 1 << 20  # at most so much work, or so long, is lost when a run 
 COMMIT_SECONDS = 20.0
 SETTLE_TOKENS = 1 << 17  # a session that encoded fewer is no build
 SETTLE_SHARE = 8  # nor is one that encoded less than an eighth of the index: copying the rest would not be worth it
-OVERLAP = 8  # neighbouring windows share an eighth of their length, so that no sentence is only ever seen cut
-CONTEXT_SHARE = 4  # a context may take a quarter of each window
-JOINT = 2  # tokens kept free in a window: text cut out of its surroundings may tokenize a little longer
 FUSIONS = {"weighted": weighted_sum, "rrf": reciprocal_rank_fusion}
 LEXICAL_WEIGHT = 0.1  # see README, "How the ranking was chosen"
 DEPTH = 200  # candidates that each ranking gives to fusion, at least
@@ -78,28 +77,6 @@ def content_hash(document: Document) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
-
-
-def passage(context: str, text: str) -> str:
-    """Join a context and a text into what the model reads."""
-    return f"{context}\n{text}" if context else text
-
-
-def cut(offsets: np.ndarray, start: int, end: int, room: int) -> list[tuple[int, int]]:
-    """Cut the text at characters ``start`` to ``end`` into overlapping windows of at most ``room`` tokens.
-
-    offsets: (tokens, 2) character ranges of the text's tokens. The windows are evenly spread, so that the last one is
-    as long as the others; together they cover every character. Returns (start, end) character ranges.
-    """
-    count = len(offsets)
-    if count <= room:
-        return [(start, end)]
-    step = room - room // OVERLAP
-    windows = -(-(count - room) // step) + 1
-    firsts = [round(i * (count - room) / (windows - 1)) for i in range(windows)]
-    starts = [start, *(int(offsets[first, 0]) for first in firsts[1:])]
-    ends = [*(int(offsets[first + room - 1, 1]) for first in firsts[:-1]), end]
-    return list(zip(starts, ends, strict=True))
 
 
 def _by_id(matches: Iterable[Match]) -> dict[str, Match]:
@@ -344,20 +321,7 @@ class Retriever:
 
     def windows(self, documents: Sequence[Document]) -> list[tuple[str, list[tuple[int, int]]]]:
         """Return for each document the context put before each of its windows, and the windows' character ranges."""
-        capacity = self.model.document_capacity
-        joined = self.model.token_offsets([passage(document.context, document.text) for document in documents])
-        result: list[tuple[str, list[tuple[int, int]]]] = []
-        for document, offsets in zip(documents, joined, strict=True):
-            if len(offsets) <= capacity:
-                result.append((document.context, [(0, len(document.text))]))
-                continue
-            shift = len(document.context) + 1 if document.context else 0
-            own = int(np.searchsorted(offsets[:, 0], shift))  # the context's tokens, then the text's
-            context_room = min(own, capacity // CONTEXT_SHARE)
-            context = document.context[: int(offsets[context_room - 1, 1])] if context_room else ""
-            room = max(1, capacity - context_room - JOINT)
-            result.append((context, cut(offsets[own:] - shift, 0, len(document.text), room)))
-        return result
+        return windows_of(self.model, documents)
 
     def add(
         self, documents: Iterable[Document], *, progress: Progress | None = None, memory: int = MEMORY
@@ -484,13 +448,31 @@ class Retriever:
 
     def highlight(self, query: str, hits: Sequence[Hit]) -> list[list[int]]:
         """Return for each hit the lines of its text that match the query best: up to three numbers from 0, rising."""
-        windows = [hit.text[slice(*hit.span)] for hit in hits]
         marked = []
-        for hit, scores in zip(hits, self.asking.line_scores(query, windows), strict=True):
+        for hit, scores in zip(hits, self._line_scores(query, hits), strict=True):
             first = hit.text.count("\n", 0, hit.span[0])
             best = np.argsort(-scores, kind="stable")[:MARKED_LINES].tolist()
             marked.append(sorted(first + line for line in best if scores[line] > MARKED_SHARE * scores[best[0]]))
         return marked
+
+    def _line_scores(self, query: str, hits: Sequence[Hit]) -> Iterator[FloatArray]:
+        """Score the lines of each hit's window, by the vectors that the index has of it: they are not made again."""
+        encoder = self.asking
+        if self.identity.kind == "dense":  # of which each line has one of its own
+            yield from encoder.line_scores(query, [hit.text[slice(*hit.span)] for hit in hits])
+            return
+        question = rows_of(encoder.encode_queries([query])[0], "colbert")
+        kept = self.index.vectors([(hit.id, hit.span) for hit in hits])
+        documents = self.index.documents([hit.id for hit in hits])
+        contexts = {d.id: context for d, (context, _) in zip(documents, windows_of(encoder, documents), strict=True)}
+        for hit, rows in zip(hits, kept, strict=True):
+            text = hit.text[slice(*hit.span)]
+            whole = passage(contexts.get(hit.id, ""), text)
+            spans = encoder.token_spans(whole) - (len(whole) - len(text))
+            if rows is not None and len(rows) == len(spans):
+                yield line_shares(question, rows, np.maximum(spans, 0), text)  # of the context nothing is left
+            else:  # a match by words alone, of more than one window
+                yield from encoder.line_scores(query, [text])
 
     def status(self) -> dict[str, Any]:
         """Return what the index holds and what it costs; loads no model."""

@@ -107,6 +107,10 @@ class Encoder(Protocol):
     def encode_documents(self, texts: Sequence[str]) -> Any:
         """Encode documents, as ``encode_queries`` does queries."""
 
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        """Return the characters of a text behind each row of what ``encode_documents`` gives of it: (rows, 2), an empty
+        range for a row of no character."""
+
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
         """Score each line of each text (parted at ``\\n``) by what it has to do with the query, for marking lines."""
 

@@ -15,6 +15,7 @@ LAYERS = [
         "models",
         "index",
         "corpus",
+        "cutting",
         "evaluation.metrics",
         "evaluation.suites",
         "evaluation.datasets",

@@ -244,6 +244,31 @@ def test_highlight_names_the_lines_that_answer(retriever: Retriever) -> None:
     assert not set(lines) & {5, 6}
 
 
+def test_lines_are_marked_by_the_vectors_that_are_kept(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = LONG.replace(". ", ".\n")
+    retriever.add([Document("book", lines, context="Tales of old places"), *DOCUMENTS])
+    hits = retriever.search(["what became of the glacier"], k=3, mode="semantic")[0]
+    assert hits[0].id == "book"
+    assert hits[0].span != (0, len(lines))  # one window of several
+    if retriever.identity.kind != "dense":  # which has no vectors of lines
+        monkeypatch.setattr(retriever.model, "encode_documents", None)
+    marked = retriever.highlight("what became of the glacier", hits)
+    assert marked[0]
+    assert all("glacier" in lines.split("\n")[line] for line in marked[0])
+
+
+def test_kept_vectors_are_those_that_were_made(retriever: Retriever) -> None:
+    retriever.add([Document("book", LONG, context="Tales of old places"), *DOCUMENTS])
+    model, head = retriever.model, "dense" if retriever.identity.kind == "dense" else "colbert"
+    [(context, spans)] = retriever.windows([Document("book", LONG, context="Tales of old places")])
+    assert len(spans) > 1
+    expected = [rows_of(row, head) for row in model.encode_documents([passage(context, LONG[a:b]) for a, b in spans])]  # type: ignore[arg-type]
+    kept = retriever.index.vectors([*(("book", span) for span in reversed(spans)), ("book", (1, 2)), ("no", (0, 1))])
+    assert kept[-2:] == [None, None]
+    for rows, made in zip(reversed(kept[:-2]), expected, strict=True):
+        np.testing.assert_allclose(rows, made, atol=1e-3)  # float16
+
+
 def test_lexical_search_and_status_load_no_torch(retriever: Retriever, tmp_path: Path) -> None:
     retriever.add(DOCUMENTS)
     script = (

@@ -159,16 +159,24 @@ def test_dims_that_differ_are_refused() -> None:
 
 
 def compress(
-    seed: int, counts: list[int], stages: int = 1, groups: int = 3, width: int = 4, lists: int = 5
+    seed: int,
+    counts: list[int],
+    stages: int = 1,
+    groups: int = 3,
+    width: int = 4,
+    lists: int = 5,
+    spaced: bool = False,
 ) -> tuple[CompressedTokens, torch.Tensor]:
     """Random codes: what they mean is the codebook's matter. Tokens lie end to end, some of them alike."""
     random = np.random.default_rng(seed)
     total = sum(counts)
+    centroids = random.standard_normal((lists, groups * width)).astype(np.float32)
+    residuals = random.standard_normal((stages, groups, 256, width)) / (1 + np.arange(stages)[:, None, None, None])
+    if spaced:
+        residuals = residuals[:, :, :1] + np.arange(256)[:, None] * residuals[:, :, 1:2] / 50
     tokens = CompressedTokens(
-        random.standard_normal((lists, groups * width)).astype(np.float32),
-        (random.standard_normal((stages, groups, 256, width)) / (1 + np.arange(stages)[:, None, None, None])).astype(
-            "f4"
-        ),
+        centroids,
+        residuals.astype(np.float32),
         random.integers(0, lists, total).astype(np.uint16),
         random.choice([0, 7, 128, 255, random.integers(256)], (total, stages * groups + 1)).astype(np.uint8),
     )
@@ -189,7 +197,8 @@ def decoded_by_loops(tokens: CompressedTokens, offsets: torch.Tensor) -> Ragged:
     seed=SEED,
     stages=st.sampled_from([1, 2, 4]),
     groups=st.integers(1, 5),
-    width=st.sampled_from([4, 8]),
+    width=st.sampled_from([1, 4, 8]),
+    spaced=st.booleans(),
     queries=COUNTS,
     documents=COUNTS,
     block=st.integers(1, 12),
@@ -201,13 +210,14 @@ def test_compressed_equals_maxsim_of_the_decoded_tokens(
     stages: int,
     groups: int,
     width: int,
+    spaced: bool,
     queries: list[int],
     documents: list[int],
     block: int,
     by_tables: bool,
     data: st.DataObject,
 ) -> None:
-    tokens, offsets = compress(seed, documents, stages, groups, width)
+    tokens, offsets = compress(seed, documents, stages, groups, width, spaced=spaced)
     q, d = draw(seed, queries, groups * width), decoded_by_loops(tokens, offsets)
     rows = np.array(data.draw(st.lists(st.integers(0, len(d) - 1), max_size=8)), dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:

@@ -38,19 +38,23 @@ def test_rows_score_as_with_torch(seed: int, query: int, lengths: list[int], hal
     seed=st.integers(0, 999),
     query=st.integers(1, 70),
     lengths=LENGTHS,
-    layout=st.sampled_from([(8, 1), (4, 1), (4, 2), (4, 4)]),
+    layout=st.sampled_from([(8, 1), (4, 1), (4, 2), (4, 4), (1, 1)]),
+    spaced=st.booleans(),
     known=st.booleans(),
     some=st.booleans(),
 )
 def test_codes_score_as_with_torch(
-    seed: int, query: int, lengths: list[int], layout: tuple[int, int], known: bool, some: bool
+    seed: int, query: int, lengths: list[int], layout: tuple[int, int], spaced: bool, known: bool, some: bool
 ) -> None:
     width, stages = layout
     groups, random = 24 // width, np.random.default_rng(seed)
     bounds = np.cumsum([0, *lengths])
+    residuals = draw(seed + 1, stages, groups, 256, width)
+    if spaced:
+        residuals = residuals[:, :, :1] + np.arange(256, dtype=np.float32)[:, None] * residuals[:, :, 1:2] / 50
     tokens = CompressedTokens(
         draw(seed, 5, 24),
-        draw(seed + 1, stages, groups, 256, width),
+        residuals,
         random.integers(0, 5, bounds[-1], dtype=np.uint16),
         random.integers(0, 256, (bounds[-1], stages * groups + 1), dtype=np.uint8),
     )

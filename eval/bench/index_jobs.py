@@ -57,7 +57,7 @@ def build(vectors: str, index: str, bits: int, memory: int, tokens: int = 0) -> 
     encoded = open_encoded(Path(vectors))
     dim, whole = encoded.x.shape[1], tokens or int(encoded.offsets[-1])
     opened = MultiVectorIndex.create(index, dim, bits=bits)
-    written, preparing, began = 0, 0.0, time.perf_counter()
+    written, preparing, began = 0, np.zeros(2), _clocks()
     with Peak() as peak:
         with opened.writer(memory) as writer:
             writer.expect(whole)
@@ -71,10 +71,10 @@ def build(vectors: str, index: str, bits: int, memory: int, tokens: int = 0) -> 
                 if uncommitted >= COMMIT_TOKENS:
                     writer.commit()
                     uncommitted = 0
-        filled = time.perf_counter() - began - preparing
+        filled, _ = _clocks() - began - preparing
         if opened.status()["segments"] > 1:  # as Retriever ends a build
             opened.compact(memory=memory)
-    seconds = time.perf_counter() - began - preparing
+    seconds, cpu_seconds = _clocks() - began - preparing
     status = opened.status()
     opened.close()
     return {
@@ -82,6 +82,7 @@ def build(vectors: str, index: str, bits: int, memory: int, tokens: int = 0) -> 
         "documents": status["documents"],
         "seconds": round(seconds, 2),
         "seconds_before_compaction": round(filled, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
         "tokens_per_second": round(written / seconds),
         "peak_memory_mib": round(peak.resident / 2**20),
         "peak_memory_mib_without_mapped_files": round(peak.anonymous / 2**20),
@@ -92,16 +93,21 @@ def build(vectors: str, index: str, bits: int, memory: int, tokens: int = 0) -> 
     }
 
 
+def _clocks() -> np.ndarray:
+    """Return the seconds of the clock, and those that this process had a core."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 def _functions(encoded: Encoded, tokens: int) -> Any:
-    """Yield functions' vectors, and the seconds that it took to read them or make them up."""
+    """Yield functions' vectors, and what it took to read them or make them up, by ``_clocks``."""
     random, made, again = np.random.default_rng(0), 0, False
     while True:
         for _, functions in batches(encoded, BATCH):
-            began = time.perf_counter()
+            began = _clocks()
             if again:  # the first time through they are as they came
                 functions = [_noisy(rows, random) for rows in functions]
             made += sum(map(len, functions))
-            yield functions, time.perf_counter() - began
+            yield functions, _clocks() - began
             if tokens and made >= tokens:
                 return
         if not tokens:

@@ -8,7 +8,8 @@ exact MaxSim over the float16 vectors. Every figure comes from a process of its 
 thread, searches on one and on all. The catalogue's bytes are those of ids and windows: no text is stored here.
 
 ``--tokens 100000000`` measures, instead, one index of so many vectors: the functions' own, then those again with a
-little noise. It says nothing of recall. ``--peer-python`` names an environment with PyLate and fast-plaid, given
+little noise. It says nothing of recall. It takes an hour, so that ``--stage build`` and ``--stage search`` do one part each,
+the build beside other work. ``--peer-python`` names an environment with PyLate and fast-plaid, given
 ``--peer-limit`` seconds for the smaller size.
 """
 
@@ -88,10 +89,17 @@ def fresh(place: Path) -> Path:
     return place
 
 
-def many(folder: Path, tokens: int, memory: int) -> dict[str, Any]:
-    """Build and search one index of so many vectors."""
-    index = fresh(folder / f"index-{tokens}")
-    built = run("build", 1, vectors=str(folder), index=str(index), bits=DEFAULT_BITS, memory=memory, tokens=tokens)
+def many(folder: Path, tokens: int, memory: int, stage: str) -> dict[str, Any]:
+    """Build and search one index of so many vectors, or do the one now and the other later."""
+    index = folder / f"index-{tokens}"
+    figures = index.with_suffix(".json")
+    if stage != "search":
+        fresh(index)
+        built = run("build", 1, vectors=str(folder), index=str(index), bits=DEFAULT_BITS, memory=memory, tokens=tokens)
+        figures.write_text(json.dumps(built))
+    if stage == "build":
+        return {"build": built}
+    built = json.loads(figures.read_text())
     times = {
         name: run("search", threads, vectors=str(folder), index=str(index))
         for name, threads in (("one_thread", 1), ("all_cores", CORES))
@@ -126,6 +134,7 @@ def main() -> None:
     parser.add_argument("--bits", default="1,2,4,8")
     parser.add_argument("--memory", type=int, default=2 << 30, help="bytes")
     parser.add_argument("--tokens", type=int, help="instead: one index of so many vectors, with noise")
+    parser.add_argument("--stage", choices=["build", "search", "both"], default="both", help="of --tokens")
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--peer-limit", type=int, default=1200, help="seconds")
     parser.add_argument("--json", type=Path)
@@ -137,7 +146,7 @@ def main() -> None:
             encoded.encode(folder, rows)
     result: dict[str, Any] = {"memory": arguments.memory}
     if arguments.tokens:
-        result["many"] = many(folders[-1], arguments.tokens, arguments.memory)
+        result["many"] = many(folders[-1], arguments.tokens, arguments.memory, arguments.stage)
     else:
         bits = sorted({int(number) for number in arguments.bits.split(",")} | {DEFAULT_BITS})
         result["sizes"] = [measure(folders[0], bits, arguments.memory)]

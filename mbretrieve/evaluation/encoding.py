@@ -128,6 +128,10 @@ class Metered:
         """The encoder's."""
         return self._encoder.encode_queries(texts)
 
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        """The encoder's."""
+        return self._encoder.token_spans(text)
+
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
         """The encoder's."""
         return self._encoder.line_scores(query, texts)

@@ -315,6 +315,9 @@ class _WordsOnly:
     def encode_documents(self, texts: Sequence[str]) -> FloatArray:
         return np.ones((len(texts), 1), dtype=np.float32)
 
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        return np.array([[0, len(text)]])
+
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:  # noqa: ARG002 - no line is better
         return [np.zeros(text.count("\n") + 1, dtype=np.float32) for text in texts]
 

@@ -267,6 +267,20 @@ class VectorIndex(ABC, Generic[Query]):
         keys = keys_by_id(catalogue, dict.fromkeys(ids))
         return read_documents(catalogue, [keys[id] for id in dict.fromkeys(ids) if id in keys])
 
+    def vectors(self, windows: Sequence[tuple[str, tuple[int, int]]]) -> list[NDArray[np.float32] | None]:
+        """Return the vectors of windows, named by a document's id and the characters that they span: (rows, dim) each,
+        as compression left them where they are packed; of a joint index its tokens'. None: there is no such window."""
+        catalogue, view = self._snapshot()
+        there = named(catalogue, {id for id, _ in windows})
+        contents = distinct(np.array([content for _, content in there.values()], dtype=np.int64))
+        found = {}
+        for position in view.positions(contents).tolist():
+            window = view.window(position)
+            found[window.content, (window.start, window.stop)] = position
+        some = [found.get((there[id][1], span)) if id in there else None for id, span in windows]
+        view.check(distinct(np.array([position for position in some if position is not None], dtype=np.int64)))
+        return [None if position is None else view.kept(position) for position in some]
+
     def scan(self, *, where: Where | None = None) -> Iterator[Document]:
         """Yield all documents, or those that pass a filter, a thousand read at a time."""
         return scan_documents(self._catalogue, where)

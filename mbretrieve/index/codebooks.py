@@ -14,16 +14,17 @@ from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.files import save_array
-from mbretrieve.index.products import ProductQuantizer, train_products
-from mbretrieve.scoring import SCALES, CompressedTokens, spares_torch
+from mbretrieve.index.products import ProductQuantizer, quantizer, spaced, train_products
+from mbretrieve.scoring import SCALES, CompressedTokens, spacing, spares_torch
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Assignments = NDArray[np.integer[Any]]
 
-STAGES = {1: (8, 1), 2: (4, 1), 4: (4, 2), 8: (4, 4)}
+STAGES = {1: (8, 1), 2: (4, 1), 4: (4, 2), 8: (1, 1)}
 """For each number of bits a dimension takes: how many dimensions an 8-bit code stands for, and how many codes in turn,
-each for what the ones before it left. Two stages of 4 dimensions err less than one of 2, and are faster to train."""
+each for what the ones before it left. Two stages of 4 dimensions err less than one of 2, and are faster to train. Codes
+of one dimension are equally spaced: what they stand for is found, and scored, by a product instead of a table."""
 PRODUCT_WIDTH = 4
 """Dimensions of a 4-bit code, by which candidates are found."""
 
@@ -131,20 +132,19 @@ class Codebook(Coarse):
         Lengths are kept apart from directions, as in Gupta et al., QUIPS (https://arxiv.org/abs/1509.01469).
         """
         codes = np.empty((len(rotated), self.code_size), dtype=np.uint8)
-        quantizers = [ProductQuantizer(stage) for stage in self.residuals]
+        quantizers = [quantizer(stage) for stage in self.residuals]
         groups = self.residuals.shape[1]
         for block, left in self._residuals(rotated, assignments):
-            for stage, quantizer in enumerate(quantizers):
-                found = quantizer.encode(left)
+            for stage, one in enumerate(quantizers):
+                found = one.encode(left)
                 codes[block, stage * groups : (stage + 1) * groups] = found
-                left -= quantizer.decode(found)
+                left -= one.decode(found)
             codes[block, -1] = _scale_codes(rotated[block], rotated[block] - left)
         return codes
 
     def decode(self, assignments: Assignments, codes: Bytes) -> Floats:
         """Return tokens as compression left them, rotated: (n,), (n, code_size) -> (n, padded)."""
-        decoded: Floats = CompressedTokens(self.centroids, self.residuals, assignments, codes).decode().numpy()
-        return decoded
+        return CompressedTokens(self.centroids, self.residuals, assignments, codes).decode()
 
     def squared_error(self, rotated: Floats, assignments: Assignments, codes: Bytes) -> float:
         """Return the mean squared length of token minus decoded token; 0 for no tokens."""
@@ -170,9 +170,9 @@ def train_codebook(sample: Floats, lists: int, bits: int, seed: int = 0) -> Code
     width, stages = STAGES[bits]
     residuals = np.empty((stages, left.shape[1] // width, 256, width), dtype=np.float32)
     for stage in range(stages):
-        residuals[stage] = train_products(left, width, 256, random)
-        quantizer = ProductQuantizer(residuals[stage])
-        left -= quantizer.decode(quantizer.encode(left))
+        residuals[stage] = spaced(left) if width == 1 else train_products(left, width, 256, random)
+        one = quantizer(residuals[stage])
+        left -= one.decode(one.encode(left))
     codebook = Codebook(
         rotation=coarse.rotation,
         centroids=coarse.centroids,
@@ -237,11 +237,14 @@ def load_codebook(folder: Path) -> Codebook:
     coarse = load_coarse(folder)
     residuals = _read(folder / "residuals.npy", np.float32, (None, None, 256, None))
     stages, groups, _, width = residuals.shape
-    bits = next((bits for bits, layout in STAGES.items() if layout == (width, stages)), None)
+    # Four stages of 4 dimensions are 8 bits as they were once kept.
+    bits = next((bits for bits, layout in [*STAGES.items(), (8, (4, 4))] if layout == (width, stages)), None)
     if bits is None or groups * width != coarse.padded:
         raise _damaged(
             folder / "residuals.npy", f"its shape {residuals.shape} is not one for {coarse.padded} dimensions"
         )
+    if width == 1 and spacing(residuals) is None:
+        raise _damaged(folder / "residuals.npy", "its entries are not equally spaced")
     return Codebook(
         rotation=coarse.rotation,
         centroids=coarse.centroids,

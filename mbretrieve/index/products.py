@@ -6,6 +6,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.scoring import spacing
+
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -37,6 +39,41 @@ class ProductQuantizer:
         """Return the vectors that codes stand for, (n, groups * width)."""
         vectors: Floats = self._quantizer.decode(codes)
         return vectors
+
+
+class SpacedQuantizer:
+    """Encodes each dimension by equally spaced vectors (dims, entries, 1), as ``spaced`` makes them."""
+
+    def __init__(self, vectors: Floats) -> None:
+        if (found := spacing(vectors[None])) is None:
+            raise ValueError("codes of one dimension stand for entries that are not equally spaced")
+        self._entries = vectors.shape[1]
+        self._lowest, self._steps = found
+
+    def encode(self, vectors: Floats) -> Bytes:
+        """Return the codes of (n, dims): (n, dims)."""
+        codes = vectors - self._lowest
+        codes *= np.divide(1, self._steps, out=np.zeros_like(self._steps), where=self._steps > 0)
+        np.rint(codes, out=codes).clip(0, self._entries - 1, out=codes)
+        return codes.astype(np.uint8)
+
+    def decode(self, codes: Bytes) -> Floats:
+        """Return the vectors that codes stand for, (n, dims)."""
+        vectors: Floats = codes * self._steps
+        vectors += self._lowest
+        return vectors
+
+
+def quantizer(vectors: Floats) -> ProductQuantizer | SpacedQuantizer:
+    """Return what encodes by vectors (groups, entries, width)."""
+    return ProductQuantizer(vectors) if vectors.shape[2] > 1 else SpacedQuantizer(vectors)
+
+
+def spaced(sample: Floats) -> Floats:
+    """Return 256 equally spaced entries for each dimension of a sample (n, dim), from its least to its greatest number:
+    (dim, 256, 1)."""
+    least, greatest = sample.min(axis=0), sample.max(axis=0)
+    return (least[:, None] + (greatest - least)[:, None] * (np.arange(256, dtype=np.float32) / 255))[:, :, None]
 
 
 def train_products(sample: Floats, width: int, entries: int, random: np.random.Generator) -> Floats:

@@ -306,6 +306,10 @@ class Segment(Rows):
         """Check every block of every file. Raises: IndexFormatError naming the first file that differs."""
         self.files.verify()
 
+    def kept(self, row: int) -> NDArray[np.float32]:
+        """Return a row's vectors as they are kept, (n, dim); they are not checked."""
+        raise AssertionError
+
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         """Return the files that hold a row for each token, with their arrays."""
         raise AssertionError
@@ -323,6 +327,10 @@ class RawSegment(Segment):
         """Return a window as it is stored; it is not checked."""
         pooled = None if self.pooled is None else self.pooled[row]
         return Stored(self.vectors[slice(*self.offsets[row : row + 2])], pooled)
+
+    def kept(self, row: int) -> NDArray[np.float32]:
+        """Return a row's vectors, (n, dim); they are not checked."""
+        return np.asarray(self[row].vectors, dtype=np.float32)
 
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         return [(self._file, self.vectors)]
@@ -362,6 +370,11 @@ class PackedSegment(Segment):
     def check_lists(self, numbers: NDArray[np.int64]) -> None:
         """Check the blocks that hold these lists against their checksums, each block once. Raises: IndexFormatError."""
         self.files.check(LISTS, *self.lists.byte_ranges(numbers))
+
+    def kept(self, row: int) -> NDArray[np.float32]:
+        """Return a row's vectors as compression left them, (n, dim); they are not checked."""
+        some = slice(*self.offsets[row : row + 2])
+        return self.codebook.restore(self.codebook.decode(self.assignments[some], self.codes[some]))
 
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         return [(CODES, self.codes), (ASSIGNMENTS, self.assignments)]

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbretrieve import scoring
@@ -48,6 +49,10 @@ class DenseEncoder(TextEncoder):
     ) -> FloatArray:
         """Encode documents: (n, dim) float32; a text beyond ``document_length`` tokens is cut there."""
         return self._encode(texts, self.documents, batch_tokens, progress)
+
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        """Return the characters behind a text's one row, all of them: (1, 2) int64."""
+        return np.array([[0, len(text)]])
 
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
         """Score each line of each text, encoded alone, by how much nearer to the query it is than the text's lines are

@@ -156,6 +156,10 @@ class TextEncoder(ABC):
         """Encode documents."""
 
     @abstractmethod
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        """Return the characters of ``text`` behind each row of its vectors: (rows, 2)."""
+
+    @abstractmethod
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
         """Score each line of each text (parted at ``\\n``) by what it has to do with the query."""
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbretrieve.models.colbert import late_scores, token_rows
@@ -36,11 +38,15 @@ class JointEncoder(TextEncoder):
         """Encode documents; a text beyond ``document_length`` tokens is cut there."""
         return self._encode(texts, self.documents, batch_tokens, progress)
 
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        """Return the characters of ``text`` behind each of its tokens' rows, as ``ColBERT.token_spans``."""
+        return self.documents.row_spans(text)
+
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
         """Score each line of each text by its share in the match of the tokens, as ``ColBERT.line_scores``."""
         [question] = self.encode_queries([query])
         return [
-            line_shares(question.tokens, encoded.tokens, self.documents.row_spans(text), text)
+            line_shares(question.tokens, encoded.tokens, self.token_spans(text), text)
             for text, encoded in zip(texts, self.encode_documents(texts), strict=True)
         ]
 

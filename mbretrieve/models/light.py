@@ -87,17 +87,18 @@ class LightEncoder:
         """Encode documents: a list of (tokens_i, dim) float32 arrays (ColBERT), or one (n, dim) array (dense)."""
         return self._encode(texts, self.documents)
 
+    def token_spans(self, text: str) -> NDArray[np.int64]:
+        """Return the characters of a text behind each row of its vectors: (rows, 2); all of them if it has one row."""
+        return np.array([[0, len(text)]]) if self.identity.kind == "dense" else self.documents.row_spans(text)
+
     def line_scores(self, query: str, texts: Sequence[str]) -> list[FloatArray]:
         """Score each line of each text (parted at ``\\n``) by what it has to do with the query."""
         [question] = self.encode_queries([query])
         if self.identity.kind == "dense":
             lines = np.asarray(self.encode_documents([line for text in texts for line in text.split("\n")]))
             return line_gains(question, texts, lines)
-        scores = []
-        for text, rows in zip(texts, self.encode_documents(texts), strict=True):
-            ids, spans = self.documents.spans(text)
-            scores.append(line_shares(question, rows, spans[self.documents.with_row(ids)], text))
-        return scores
+        encoded = zip(texts, self.encode_documents(texts), strict=True)
+        return [line_shares(question, rows, self.token_spans(text), text) for text, rows in encoded]
 
     def _encode(self, texts: Sequence[str], frame: Frame) -> list[FloatArray] | FloatArray:
         # numpy lets go of the interpreter where there is much to compute.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mbretrieve.scoring.arrays import maxsim_codes, maxsim_rows
-    from mbretrieve.scoring.compressed import SCALES, CompressedTokens
+    from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
     from mbretrieve.scoring.packed import maxsim_packed
     from mbretrieve.scoring.padded import cosine, maxsim
     from mbretrieve.scoring.search import maxsim_compressed, maxsim_ragged, maxsim_ragged_batch
@@ -22,6 +22,7 @@ __all__ = [
     "maxsim_ragged",
     "maxsim_ragged_batch",
     "maxsim_rows",
+    "spacing",
     "spares_torch",
     "sparing_torch",
 ]
@@ -38,6 +39,7 @@ _HOME = {
     "maxsim_ragged": "search",
     "maxsim_ragged_batch": "search",
     "maxsim_rows": "arrays",
+    "spacing": "compressed",
     "spares_torch": "sparing",
     "sparing_torch": "sparing",
 }

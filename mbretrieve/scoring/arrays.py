@@ -1,13 +1,13 @@
 """MaxSim of one question in numpy, for a process that does without torch: see ``sparing``. Formulas: ``search``."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.scoring.blocks import Places, maxsim_by_blocks, take
-from mbretrieve.scoring.compressed import SCALES, CompressedTokens
+from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
 
 Floats = NDArray[np.float32]
 
@@ -40,18 +40,42 @@ def maxsim_codes(
     Shapes: query (I, groups * width) float32, coarse (I, L) its products with the centroids if already known, bounds
     (D + 1,), rows (R,) -> (R,). Raises: ValueError if a scored document has no token.
     """
-    stages, groups, entries, width = tokens.residuals.shape
-    parts = query.reshape(len(query), groups, width).transpose(1, 2, 0)  # (groups, width, I)
-    tables = (tokens.residuals @ parts).reshape(stages * groups, entries, -1)
+    add = _by_numbers(query, tokens) or _by_tables(query, tokens)
     of_centroids = np.ascontiguousarray((query @ tokens.centroids.T if coarse is None else coarse).T)  # (L, I)
 
     def similarities(places: Places) -> Iterator[tuple[int, Floats]]:
         codes = take(tokens.codes, places)
         sums = of_centroids.take(take(tokens.assignments, places), axis=0)
-        for table, of_group in zip(tables, codes.T, strict=False):  # the last code is the length
-            sums += table.take(of_group, axis=0)
+        add(sums, codes[:, :-1])
         sums *= SCALES[codes[:, -1:]]
         yield 0, sums
 
     scores: Floats = maxsim_by_blocks([len(query)], bounds, rows, similarities)[0]
     return scores
+
+
+def _by_tables(query: Floats, tokens: CompressedTokens) -> Callable[[Floats, NDArray[np.uint8]], None]:
+    """Return what adds to (t, I) the products of a query with what the codes (t, stages * groups) stand for."""
+    stages, groups, entries, width = tokens.residuals.shape
+    parts = query.reshape(len(query), groups, width).transpose(1, 2, 0)  # (groups, width, I)
+    tables = (tokens.residuals @ parts).reshape(stages * groups, entries, -1)
+
+    def add(sums: Floats, codes: NDArray[np.uint8]) -> None:
+        for table, of_group in zip(tables, codes.T, strict=True):
+            sums += table.take(of_group, axis=0)
+
+    return add
+
+
+def _by_numbers(query: Floats, tokens: CompressedTokens) -> Callable[[Floats, NDArray[np.uint8]], None] | None:
+    """Return what ``_by_tables`` does, if a code is a number: ``q . (lowest + code * steps)``."""
+    if (spaced := spacing(tokens.residuals)) is None:
+        return None
+    lowest, steps = spaced
+    weights, least = (query * steps).T, query @ lowest  # (groups, I), (I,)
+
+    def add(sums: Floats, codes: NDArray[np.uint8]) -> None:
+        sums += codes.astype(np.float32) @ weights
+        sums += least
+
+    return add

@@ -30,20 +30,18 @@ class CompressedTokens(NamedTuple):
     assignments: NDArray[np.integer[Any]]
     codes: NDArray[np.uint8]
 
-    def decode(self, places: Places = slice(None)) -> "Tensor":
+    def decode(self, places: Places = slice(None)) -> NDArray[np.float32]:
         """Return some tokens as the codes give them back, (t, groups * width) float32."""
-        import torch
-
         stages, groups, _, width = self.residuals.shape
-        table = torch.from_numpy(self.residuals).view(-1, width)
-        assignments = take(self.assignments, places).astype(np.int32)
-        tokens = torch.from_numpy(self.centroids).index_select(0, torch.from_numpy(assignments))
+        table = self.residuals.reshape(-1, width)
+        tokens = self.centroids.take(take(self.assignments, places), axis=0)
         codes = take(self.codes, places)
-        entries = torch.from_numpy(codes[:, :-1] + self._first_entries())
+        entries = codes[:, :-1] + self._first_entries()
         for stage in range(stages):
-            chosen = entries[:, stage * groups : (stage + 1) * groups].reshape(-1)
-            tokens += table.index_select(0, chosen).view_as(tokens)
-        return tokens.mul_(torch.from_numpy(SCALES[codes[:, -1:]]))
+            chosen = entries[:, stage * groups : (stage + 1) * groups]
+            tokens += table.take(chosen, axis=0).reshape(tokens.shape)
+        tokens *= SCALES[codes[:, -1:]]
+        return tokens
 
     def score_codes(self, query: "Tensor", coarse: "Tensor") -> "Callable[[Places], Tensor]":
         """Return a function from tokens to their inner products with a query, (t, I): the sum of the products of the
@@ -54,6 +52,8 @@ class CompressedTokens(NamedTuple):
         """
         import torch
 
+        if (spaced := spacing(self.residuals)) is not None:
+            return self._score_spaced(query, coarse, *spaced)
         _, groups, _, width = self.residuals.shape
         parts = query.view(len(query), groups, width).permute(1, 2, 0)  # (groups, width, I)
         products = torch.from_numpy(self.residuals) @ parts  # (stages, groups, 256, I)
@@ -72,6 +72,36 @@ class CompressedTokens(NamedTuple):
 
         return score
 
+    def _score_spaced(
+        self, query: "Tensor", coarse: "Tensor", lowest: NDArray[np.float32], steps: NDArray[np.float32]
+    ) -> "Callable[[Places], Tensor]":
+        """Return the function of ``score_codes`` for codes that are numbers: ``q . (lowest + code * steps)``."""
+        import torch
+
+        weights = (query * torch.from_numpy(steps)).T  # (groups, I)
+        rest = (coarse + (query @ torch.from_numpy(lowest))[:, None]).T.contiguous()  # (L, I)
+
+        def score(places: Places) -> "Tensor":
+            codes = take(self.codes, places)
+            assigned = torch.from_numpy(take(self.assignments, places).astype(np.int32))
+            sums = rest.index_select(0, assigned)
+            sums.addmm_(torch.from_numpy(codes[:, :-1].astype(np.float32)), weights)
+            return sums.mul_(torch.from_numpy(SCALES[codes[:, -1:]]))
+
+        return score
+
     def _first_entries(self) -> NDArray[np.int32]:
         """Return where the 256 entries of each of a token's codes begin, all of them taken as one table."""
         return np.arange(0, (self.codes.shape[1] - 1) * 256, 256, dtype=np.int32)
+
+
+def spacing(residuals: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Return the least entry of each dimension, and the step between its entries, if residuals (1, groups, 256, 1) are
+    equally spaced: a code's product with a query is then linear in the code."""
+    stages, _, entries, width = residuals.shape
+    if (stages, width) != (1, 1):
+        return None
+    [tables] = residuals[..., 0]  # (groups, 256)
+    steps = (tables[:, -1] - tables[:, 0]) / (entries - 1)
+    apart = np.abs(tables - tables[:, :1] - steps[:, None] * np.arange(entries, dtype=np.float32)).max(axis=1)
+    return (tables[:, 0], steps) if (apart <= 1e-5 * np.abs(tables).max(axis=1)).all() else None

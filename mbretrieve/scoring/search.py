@@ -73,7 +73,7 @@ def maxsim_compressed(
     else:
 
         def similarities(places: Places) -> Iterator[tuple[int, NDArray[np.float32]]]:
-            return _products(tokens.decode(places), stacked)
+            return _products(torch.from_numpy(tokens.decode(places)), stacked)
 
     lengths = [len(query) for query in queries]
     return torch.from_numpy(maxsim_by_blocks(lengths, offsets.numpy(), rows, similarities))

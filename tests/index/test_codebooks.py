@@ -1,5 +1,6 @@
 """codebooks.py: what rotation, codes and training promise, on tokens in clusters as those of a model are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -284,6 +285,25 @@ def test_a_damaged_file_is_named(tmp_path: Path, trained: dict[int, Codebook], n
     with pytest.raises(FileNotFoundError if damage == "gone" else IndexFormatError, match=f"{name}.npy") as caught:
         load_codebook(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_eight_bits_in_four_stages_are_still_read(tmp_path: Path, trained: dict[int, Codebook]) -> None:
+    random = np.random.default_rng(0)
+    residuals = random.standard_normal((4, 12, 256, 4)).astype(np.float32) * np.float32(0.1)
+    save_codebook(tmp_path, replace(trained[8], residuals=residuals))
+    loaded = load_codebook(tmp_path)
+    assert loaded.bits == 8
+    rotated = loaded.rotate(tokens(50, 48))
+    assignments = loaded.assign(rotated)
+    assert loaded.squared_error(rotated, assignments, loaded.encode(rotated, assignments)) < 0.05
+
+
+def test_codes_of_one_dimension_stand_for_equally_spaced_numbers(tmp_path: Path, trained: dict[int, Codebook]) -> None:
+    residuals = trained[8].residuals.copy()
+    residuals[0, 3, 7] += 0.01
+    save_codebook(tmp_path, replace(trained[8], residuals=residuals))
+    with pytest.raises(IndexFormatError, match=r"residuals\.npy is damaged: .* not equally spaced"):
+        load_codebook(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["centroids", "residuals", "products"])

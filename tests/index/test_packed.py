@@ -98,6 +98,17 @@ def test_looking_everywhere_is_brute_force_over_the_decoded_vectors(
             assert_best(matches, truth(query, {id: windows[id] for id in ("d0003", "copy")}), 3)
 
 
+@pytest.mark.parametrize("bits", [2, 8])
+def test_kept_vectors_are_the_decoded_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    tiny(monkeypatch, EXACT_TOKENS=900, RAW_TOKENS=300, DRIFT_TOKENS=600, PACK_TOKENS=1000)
+    entries = documents(350)
+    with filled(tmp_path / "index", entries, bits) as index:
+        windows = held(index.path)
+        asked = [(entry.id, span) for entry in entries for span in entry.spans]
+        for (id, (number, _)), rows in zip(asked, index.vectors(asked), strict=True):
+            np.testing.assert_allclose(rows, windows[id][number], atol=1e-5)
+
+
 WHERE: dict[str, tuple[dict[str, Any], Any]] = {
     "half": ({"even": True}, lambda n: n >= 0 and n % 2 == 0),
     "tenth": ({"n": {"gte": 100, "lt": 200}}, lambda n: 100 <= n < 200),
