@@ -398,7 +398,7 @@ class Retriever:
             found = self.index.search(self.asking.encode_queries(queries), k, where=where, ids=ids)
         elif mode == "hybrid":
             found = []
-            for semantic, lexical in self.candidates(queries, max(DEPTH, 2 * k), where=where, ids=ids):
+            for semantic, lexical in self.candidates(queries, max(DEPTH, 2 * k), sure=k, where=where, ids=ids):
                 words = {id: match.score for id, match in lexical.items()}
                 meaning = {id: match.score for id, match in semantic.items()}
                 scores = FUSIONS[fusion](meaning, words, lexical_weight)
@@ -409,16 +409,23 @@ class Retriever:
         return self._hits(found)
 
     def candidates(
-        self, queries: Sequence[str], depth: int, *, where: Where | None = None, ids: Collection[str] | None = None
+        self,
+        queries: Sequence[str],
+        depth: int,
+        *,
+        sure: int = 1,
+        where: Where | None = None,
+        ids: Collection[str] | None = None,
     ) -> list[tuple[dict[str, Match], dict[str, Match]]]:
         """Return for each query what hybrid search joins, by document id: matches by meaning, and by words.
 
-        The best ``depth`` of each ranking; the best of those found by words alone are scored by meaning too, so that
+        The best ``depth`` of each ranking, or of that by meaning only as many as are likely to hold the best ``sure``
+        or an eighth of ``depth``; the best of those found by words alone are scored by meaning too, so that
         none of them is thought worthless only because it was not fetched, and the others are left out.
         """
         vectors = self.asking.encode_queries(queries)
         # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
-        effort = self.index.effort(max(1, depth // SURE))
+        effort = self.index.effort(max(sure, depth // SURE))
         semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids, effort=effort)]
         lexical = [_by_id(found) for found in self.index.lexical(queries, depth, where=where, ids=ids)]
         missing = [

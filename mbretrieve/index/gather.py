@@ -36,8 +36,11 @@ def best_found(
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
-def candidates(scores: NDArray[np.float32], rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the ``count`` most promising windows of one query, best first; fewer if fewer were found.
+def candidates(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the ``count`` most promising windows of one query, best first, and how far each is thought to score above
+    a window of which nothing was found; fewer if fewer were found.
 
     scores (n, k) of the tokens found by each of n query tokens, best first; rows (n, k) the windows they are in (-inf
     and -1: none). A window's score is ``sum_i max(scores[i, j] where rows[i, j] is it, else missing[i])`` with
@@ -62,5 +65,4 @@ def candidates(scores: NDArray[np.float32], rows: NDArray[np.int64], count: int)
     # Sorting them all would take more time than the rest of this function.
     good = np.flatnonzero(totals >= np.partition(totals, -count)[-count]) if count < len(totals) else slice(None)
     order = np.argsort(-totals[good], kind="stable")[:count]
-    best: NDArray[np.int64] = windows[starts][good][order]
-    return best
+    return windows[starts][good][order], totals[good][order]

@@ -7,6 +7,7 @@ between the best. That order of work is PLAID's (Santhanam et al., CIKM 2022), t
 """
 
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 BITS = (1, 2, 4, 8)
 DEFAULT_BITS = 2
+FIRST_SCORED = 64  # of the windows found, whatever the others promise
+# A window is thought to score at most what those before it did above their estimates, on average and so many times the
+# standard deviation. By eval/bench/index_scale.py, it costs nothing of recall@10, and spares half of the work.
+UNLIKELY = 2.5
 MOST_TOKENS = 512  # of queries that are looked up together: a row of scores with every centroid is held for each
 
 Floats = NDArray[np.float32]
@@ -78,11 +83,10 @@ class MultiVectorIndex(VectorIndex[Floats]):
         found: list[Found] = []
         for first, last in _groups(queries):
             nearest = self._nearest(view, queries[first:last], planned, selected)
-            for query, scores, near in zip(queries[first:last], beside[first:last], nearest, strict=True):
+            for query, scores, (near, is_all) in zip(queries[first:last], beside[first:last], nearest, strict=True):
                 one = _joined(Found(raw, scores), near)
                 # What was asked for is not there although it exists; unless the caller wanted to look no further.
-                limited = effort is not None and len(near.positions) == planned.rescore
-                if not limited and _lacks(view, one.positions, positions, k):
+                if (is_all or effort is None) and _lacks(view, one.positions, positions, k):
                     one = Found(positions, self._score_windows(view, [query], positions)[0])
                 found.append(one)
         return found
@@ -98,8 +102,9 @@ class MultiVectorIndex(VectorIndex[Floats]):
 
     def _nearest(
         self, view: View, queries: list[Floats], effort: Effort, selected: list[NDArray[np.bool_]] | None
-    ) -> list[Found]:
-        """Return for each query the windows in packed segments that look best, scored by MaxSim."""
+    ) -> list[tuple[Found, bool]]:
+        """Return for each query the windows in packed segments that look best, scored by MaxSim, and whether these are
+        all that were found."""
         from mbretrieve.index.gather import best_found, candidates
 
         ends = np.cumsum([0] + [len(query) for query in queries])
@@ -118,17 +123,12 @@ class MultiVectorIndex(VectorIndex[Floats]):
             scores, rows = segment.lists.search(look.rotated, look.probes, look.coarse, effort.tokens, mask)
             parts.append((scores, view.at(number, rows)))
         scores, at = best_found(parts, effort.tokens)
-        chosen = [
-            np.sort(candidates(scores[first:last], at[first:last], effort.rescore)) for first, last in pairwise(ends)
-        ]
-        found = [Found(positions, np.empty(len(positions), dtype=np.float32)) for positions in chosen]
-        for one, (first, last) in zip(found, pairwise(ends), strict=True):
-            for segment, some, rows in view.by_segment(one.positions):
-                assert isinstance(segment, PackedSegment)  # in whose lists they were found
-                segment.check_rows(rows)
-                look = looks[id(segment.codebook)]
-                rotated, products = look.rotated[first:last], look.products[first:last]
-                one.scores[some] = _packed_scores(segment, [rotated], rows, products)[0]
+        found = []
+        for first, last in pairwise(ends):
+            ranked, estimates = candidates(scores[first:last], at[first:last], effort.rescore)
+            score = _scorer(view, {key: look.part(first, last) for key, look in looks.items()})
+            one = _rescored(view, ranked, estimates, effort.sure, score)
+            found.append((one, len(one.positions) == len(ranked) < effort.rescore))
         return found
 
 
@@ -147,6 +147,47 @@ class _Look(NamedTuple):
         products, numbers, largest = codebook.nearest_lists(rotated, probes)
         return cls(rotated, products, numbers, largest)
 
+    def part(self, first: int, last: int) -> Self:
+        """Return what some of the query tokens see."""
+        return type(self)(*(array[first:last] for array in self))
+
+
+def _scorer(view: View, looks: dict[int, _Look]) -> Callable[[Integers], Floats]:
+    """Return what scores the windows at some positions, rising, by MaxSim for the query of these looks, by codebook."""
+    scorers: dict[int, Callable[[Integers], Floats]] = {}  # by segment: it has tables for the query
+
+    def score(positions: Integers) -> Floats:
+        out = np.empty(len(positions), dtype=np.float32)
+        for segment, some, rows in view.by_segment(positions):
+            assert isinstance(segment, PackedSegment)  # in whose lists they were found
+            segment.check_rows(rows)
+            if id(segment) not in scorers:
+                look = looks[id(segment.codebook)]
+                scorers[id(segment)] = _packed_scorer(segment, [look.rotated], look.products)
+            out[some] = scorers[id(segment)](rows)[0]
+        return out
+
+    return score
+
+
+def _rescored(view: View, ranked: Integers, estimates: Floats, k: int, score: Callable[[Integers], Floats]) -> Found:
+    """Score windows, best estimates first, until what is left is not likely to be among the best ``k`` contents; all of
+    them for k = 0."""
+    scores, done = np.empty(len(ranked), dtype=np.float32), 0
+    found = Found(ranked[:0], scores[:0])
+    while done < len(ranked):
+        last = min(len(ranked), max(FIRST_SCORED, 2 * k, done + done // 2)) if k else len(ranked)
+        order = done + np.argsort(ranked[done:last])
+        scores[order] = score(ranked[order])
+        done = last
+        by_position = np.argsort(ranked[:done])
+        found = Found(ranked[by_position], scores[by_position])
+        if done < len(ranked):
+            above = scores[:done] - estimates[:done]
+            if estimates[done] + above.mean() + UNLIKELY * above.std() < view.score_of(found, k):
+                break
+    return found
+
 
 def checked_bits(bits: int | None) -> int:
     """Return how many bits a dimension of a packed token's vector is to have. Raises: DataError if it cannot."""
@@ -164,7 +205,7 @@ def score_windows(view: View, queries: list[Floats], positions: Integers) -> Flo
             out[:, some] = _raw_scores(segment, queries, rows)
         else:
             rotated = [segment.codebook.rotate(query) for query in queries]
-            out[:, some] = _packed_scores(segment, rotated, rows)
+            out[:, some] = _packed_scorer(segment, rotated)(rows)
     return out
 
 
@@ -182,10 +223,11 @@ def _raw_scores(segment: RawSegment, queries: list[Floats], rows: Integers) -> F
     return scores
 
 
-def _packed_scores(
-    segment: PackedSegment, rotated: list[Floats], rows: Integers, products: Floats | None = None
-) -> Floats:
-    """Score windows by their codes; products (n, L): all query tokens' with the centroids, if already known."""
+def _packed_scorer(
+    segment: PackedSegment, rotated: list[Floats], products: Floats | None = None
+) -> Callable[[Integers], Floats]:
+    """Return what scores rows by their codes, (Q, R); products (n, L): all query tokens' with the centroids, if already
+    known."""
     from mbretrieve import scoring
 
     codebook = segment.codebook
@@ -193,18 +235,19 @@ def _packed_scores(
     if scoring.spares_torch():
         ends = np.cumsum([len(query) for query in rotated])[:-1]
         coarse = [None] * len(rotated) if products is None else np.split(products, ends)
-        found = zip(rotated, coarse, strict=True)
-        return np.stack([scoring.maxsim_codes(query, tokens, segment.offsets, rows, of) for query, of in found])
+        each = [
+            scoring.codes_scorer(query, tokens, segment.offsets, of) for query, of in zip(rotated, coarse, strict=True)
+        ]
+        return lambda rows: np.stack([score(rows) for score in each])
     import torch
 
-    scores: Floats = scoring.maxsim_compressed(
+    score = scoring.compressed_scorer(
         [torch.from_numpy(query) for query in rotated],
         tokens,
         _tensor(segment.offsets),
-        rows,
         None if products is None else torch.from_numpy(products),
-    ).numpy()
-    return scores
+    )
+    return lambda rows: score(rows).numpy()
 
 
 def _tensor(array: NDArray[Any]) -> "Tensor":

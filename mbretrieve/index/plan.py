@@ -26,7 +26,8 @@ LEAST_PER_LIST = 8
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How far a search goes: ``probes`` lists are visited for each query token, their best ``tokens`` tokens fetched,
-    and of the windows that these belong to the best ``rescore`` are scored whole.
+    and of the windows that these belong to the best ``rescore`` are scored whole; or fewer of them, where all others
+    are not likely to hold one of the best ``sure`` documents (0: none is left out).
 
     A dense vector is a window of one token. Of inverted lists the best ``tokens`` vectors by their codes, but at most
     ``rescore``, are scored as they came. In a graph ``tokens`` candidates are kept while it is walked (efSearch), each
@@ -37,9 +38,10 @@ class Effort:
     probes: int
     tokens: int
     rescore: int
+    sure: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.probes, self.tokens, self.rescore) < 1:
+        if min(self.probes, self.tokens, self.rescore) < 1 or self.sure < 0:
             raise ValueError(f"{self}: at least 1 of each was expected")
 
 
@@ -74,6 +76,7 @@ def widened(least: Effort, k: int) -> Effort:
         least.probes * (2 if rescore > 2 * least.rescore else 1),
         max(least.tokens, 2 * rescore),
         max(least.rescore, rescore),
+        k,
     )
 
 

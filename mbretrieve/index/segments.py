@@ -308,7 +308,7 @@ class Segment(Rows):
 
     def kept(self, row: int) -> NDArray[np.float32]:
         """Return a row's vectors as they are kept, (n, dim); they are not checked."""
-        raise AssertionError
+        raise AssertionError(row)
 
     def _main(self) -> list[tuple[str, NDArray[Any]]]:
         """Return the files that hold a row for each token, with their arrays."""

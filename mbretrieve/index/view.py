@@ -147,12 +147,8 @@ class View:
         """
         if not len(found.positions):
             return []
-        contents = self.contents(found.positions)
-        starts = np.flatnonzero(first_of_each(contents))
-        scores = np.maximum.reduceat(found.scores, starts)
-        if np.isnan(scores).any():
-            raise IndexFormatError("a score is not a number: `mbretrieve verify` names the damaged file")
-        cut = np.partition(scores, len(scores) - k)[len(scores) - k] if k < len(scores) else -np.inf
+        contents, starts, scores = self._by_content(found)
+        cut = _greatest(scores, k) if k < len(scores) else -np.inf
         stops = np.append(starts[1:], len(contents))
         return [
             Ranked(
@@ -163,10 +159,29 @@ class View:
             for i in np.flatnonzero(scores >= cut)
         ]
 
+    def score_of(self, found: Found, k: int) -> float:
+        """Return the score of the ``k``-th best content by its best window; -inf if there are fewer."""
+        _, _, scores = self._by_content(found)
+        return _greatest(scores, k) if k <= len(scores) else -np.inf
+
+    def _by_content(self, found: Found) -> tuple[Integers, Integers, Scores]:
+        """Return each window's content, where the windows of each content start, and the best score of each."""
+        contents = self.contents(found.positions)
+        starts = np.flatnonzero(first_of_each(contents))
+        scores = np.maximum.reduceat(found.scores, starts)
+        if np.isnan(scores).any():
+            raise IndexFormatError("a score is not a number: `mbretrieve verify` names the damaged file")
+        return contents, starts, scores
+
     def check(self, positions: Integers) -> None:
         """Check the stored bytes of some windows' vectors. Raises: IndexFormatError naming a damaged file."""
         for segment, _, rows in self.by_segment(positions):
             segment.check_rows(rows)
+
+
+def _greatest(scores: Scores, k: int) -> float:
+    """Return the ``k``-th greatest of at least ``k`` scores."""
+    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
 def load_view(catalogue: Catalogue) -> View:

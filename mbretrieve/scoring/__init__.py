@@ -4,16 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbretrieve.scoring.arrays import maxsim_codes, maxsim_rows
+    from mbretrieve.scoring.arrays import codes_scorer, maxsim_codes, maxsim_rows
     from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
     from mbretrieve.scoring.packed import maxsim_packed
     from mbretrieve.scoring.padded import cosine, maxsim
-    from mbretrieve.scoring.search import maxsim_compressed, maxsim_ragged, maxsim_ragged_batch
+    from mbretrieve.scoring.search import compressed_scorer, maxsim_compressed, maxsim_ragged, maxsim_ragged_batch
     from mbretrieve.scoring.sparing import spares_torch, sparing_torch
 
 __all__ = [
     "SCALES",
     "CompressedTokens",
+    "codes_scorer",
+    "compressed_scorer",
     "cosine",
     "maxsim",
     "maxsim_codes",
@@ -31,6 +33,8 @@ __all__ = [
 _HOME = {
     "SCALES": "compressed",
     "CompressedTokens": "compressed",
+    "codes_scorer": "arrays",
+    "compressed_scorer": "search",
     "cosine": "padded",
     "maxsim": "padded",
     "maxsim_codes": "arrays",

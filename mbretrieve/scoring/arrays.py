@@ -40,6 +40,13 @@ def maxsim_codes(
     Shapes: query (I, groups * width) float32, coarse (I, L) its products with the centroids if already known, bounds
     (D + 1,), rows (R,) -> (R,). Raises: ValueError if a scored document has no token.
     """
+    return codes_scorer(query, tokens, bounds, coarse)(rows)
+
+
+def codes_scorer(
+    query: Floats, tokens: CompressedTokens, bounds: NDArray[np.int64], coarse: Floats | None = None
+) -> Callable[[NDArray[np.int64] | None], Floats]:
+    """Return a function from rows (R,) to what ``maxsim_codes`` says of them, (R,): for who asks it in turns."""
     add = _by_numbers(query, tokens) or _by_tables(query, tokens)
     of_centroids = np.ascontiguousarray((query @ tokens.centroids.T if coarse is None else coarse).T)  # (L, I)
 
@@ -50,8 +57,11 @@ def maxsim_codes(
         sums *= SCALES[codes[:, -1:]]
         yield 0, sums
 
-    scores: Floats = maxsim_by_blocks([len(query)], bounds, rows, similarities)[0]
-    return scores
+    def score(rows: NDArray[np.int64] | None) -> Floats:
+        scores: Floats = maxsim_by_blocks([len(query)], bounds, rows, similarities)[0]
+        return scores
+
+    return score
 
 
 def _by_tables(query: Floats, tokens: CompressedTokens) -> Callable[[Floats, NDArray[np.uint8]], None]:

@@ -1,6 +1,6 @@
 """MaxSim of queries with documents laid end to end, as they are or compressed, for search: on the CPU, by blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -57,10 +57,19 @@ def maxsim_compressed(
     """Score many queries against compressed documents laid end to end, as ``maxsim_ragged_batch`` does on the decoded
     tokens.
 
-    Few query tokens are scored without decoding. Shapes: queries Q times (I_q, groups * width) float32, offsets, rows
-    and result as there; coarse (sum I_q, L) the products of all query tokens with the centroids, if already known.
-    Memory beside the result: some tens of megabytes, or what the largest document needs, decoded, if that is more.
-    Raises: ValueError as there.
+    Shapes: queries Q times (I_q, groups * width) float32, offsets, rows and result as there; coarse (sum I_q, L) the
+    products of all query tokens with the centroids, if already known. Memory beside the result: some tens of megabytes,
+    or what the largest document needs, decoded, if that is more. Raises: ValueError as there.
+    """
+    return compressed_scorer(queries, tokens, offsets, coarse)(rows)
+
+
+def compressed_scorer(
+    queries: Sequence[Tensor], tokens: CompressedTokens, offsets: Tensor, coarse: Tensor | None = None
+) -> Callable[[NDArray[np.int64] | None], Tensor]:
+    """Return a function from rows (R,) to what ``maxsim_compressed`` says of them, (Q, R): for who asks it in turns.
+
+    Few query tokens are scored without decoding.
     """
     centroids = torch.from_numpy(tokens.centroids)
     stacked = _stack(queries, centroids)
@@ -75,8 +84,8 @@ def maxsim_compressed(
         def similarities(places: Places) -> Iterator[tuple[int, NDArray[np.float32]]]:
             return _products(torch.from_numpy(tokens.decode(places)), stacked)
 
-    lengths = [len(query) for query in queries]
-    return torch.from_numpy(maxsim_by_blocks(lengths, offsets.numpy(), rows, similarities))
+    lengths, bounds = [len(query) for query in queries], offsets.numpy()
+    return lambda rows: torch.from_numpy(maxsim_by_blocks(lengths, bounds, rows, similarities))
 
 
 def _stack(queries: Sequence[Tensor], documents: Tensor) -> Tensor:

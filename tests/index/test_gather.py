@@ -18,16 +18,17 @@ def found(seed: int, n: int, k: int, windows: int, share: float) -> tuple[np.nda
     return scores, rows
 
 
-def by_dictionary(scores: np.ndarray, rows: np.ndarray, count: int) -> list[int]:
-    best: dict[int, dict[int, float]] = {}
+def by_dictionary(scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[list[int], list[float]]:
+    finds: dict[int, dict[int, float]] = {}
     for i, (token_scores, token_rows) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True)):
         for score, row in zip(token_scores, token_rows, strict=True):
             if row >= 0:
-                best.setdefault(row, {}).setdefault(i, score)
+                finds.setdefault(row, {}).setdefault(i, score)
     least = [min((s for s in token if s > -np.inf), default=0.0) for token in scores.tolist()]
     missing = [low - (max(token[0], low) - low) / 8 for token, low in zip(scores.tolist(), least, strict=True)]
-    totals = {row: sum(finds.get(i, missing[i]) for i in range(len(scores))) for row, finds in best.items()}
-    return sorted(totals, key=lambda row: (-totals[row], row))[:count]
+    totals = {row: sum(found.get(i, missing[i]) for i in range(len(scores))) for row, found in finds.items()}
+    best = sorted(totals, key=lambda row: (-totals[row], row))[:count]
+    return best, [totals[row] - sum(missing) for row in best]
 
 
 @settings(max_examples=200, deadline=None)
@@ -43,7 +44,10 @@ def test_candidates_are_those_of_a_dictionary(
     seed: int, n: int, k: int, windows: int, count: int, share: float
 ) -> None:
     scores, rows = found(seed, n, k, windows, share)
-    assert candidates(scores, rows, count).tolist() == by_dictionary(scores, rows, count)
+    windows, above = candidates(scores, rows, count)
+    expected, by_hand = by_dictionary(scores, rows, count)
+    assert windows.tolist() == expected
+    np.testing.assert_allclose(above, by_hand, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=50, deadline=None)
