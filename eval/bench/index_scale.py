@@ -8,9 +8,9 @@ exact MaxSim over the float16 vectors. Every figure comes from a process of its 
 thread, searches on one and on all. The catalogue's bytes are those of ids and windows: no text is stored here.
 
 ``--tokens 100000000`` measures, instead, one index of so many vectors: the functions' own, then those again with a
-little noise. It says nothing of recall. It takes an hour, so that ``--stage build`` and ``--stage search`` do one part each,
-the build beside other work. ``--peer-python`` names an environment with PyLate and fast-plaid, given
-``--peer-limit`` seconds for the smaller size.
+little noise. It says nothing of recall. ``--stage build`` and ``--stage search`` do a part of it each, as the build
+takes an hour. ``--peer-python`` names an environment with PyLate and fast-plaid, given ``--peer-limit`` seconds for the
+smaller size.
 """
 
 import argparse

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
+from mbretrieve.index.arrays import distinct, spread
 
 BLOCK = 16 * 1024
 """Bytes that are checked together. A search reads some kilobytes here and there: of blocks of 64 KiB a cold one had to
@@ -95,11 +96,8 @@ class MappedFolder:
         """Check the blocks that hold these ranges of a file's bytes, each block once. Raises: IndexFormatError."""
         unchecked = self._unchecked[name]
         some = stops > starts
-        # A range may be longer than a block: every block between the first and the last is meant.
-        depth = np.zeros(len(unchecked) + 1, dtype=np.int64)
-        np.add.at(depth, starts[some] // BLOCK, 1)
-        np.add.at(depth, (stops[some] - 1) // BLOCK + 1, -1)
-        self._check_blocks(name, np.flatnonzero((np.cumsum(depth[:-1]) > 0) & unchecked).tolist())
+        blocks = spread(starts[some] // BLOCK, (stops[some] - 1) // BLOCK + 1)
+        self._check_blocks(name, distinct(blocks[unchecked[blocks]]).tolist())
 
     def check_rows(self, name: str, array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """Check the blocks that hold these ranges of a mapped array's rows, as ``check`` does."""

@@ -44,6 +44,7 @@ _ALIGNMENT = 128
 # 20, lose results where rows are selected; one scan of a list for several queries was slower, for 13 tokens as for 850.
 _RESERVOIR = 11
 _PARALLEL = 1 << 20  # codes to scan from which a team of threads is worth waiting for: about 3 ms on one core
+_SORTED = 16  # codes are scanned in the time that one of those returned takes: they are sorted
 _BATCH = 1 << 18  # tokens arranged at once by write_lists: its working memory, and what fits the caches
 _WORKING = 9  # bytes of working memory for each byte of a code and its row, measured in merge_lists
 
@@ -130,7 +131,7 @@ class Lists:
         probed = np.where(probes < 0, 0, self.sizes[probes]).sum(axis=1)
         # FAISS reserves room for 2k results a query whatever there is to be found, and has another kernel for k = 1.
         depth = max(2, min(k, int(probed.max())))
-        with _threads(parallel=bool(probed.sum() >= _PARALLEL)):
+        with _threads(parallel=bool(probed.sum() + n * depth * _SORTED >= _PARALLEL)):
             found = self._scan(queries, probes, coarse, depth, selected)
         depth = min(k, depth)
         scores[:, :depth], rows[:, :depth] = found[0][:, :depth], found[1][:, :depth]

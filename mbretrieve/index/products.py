@@ -70,10 +70,12 @@ def quantizer(vectors: Floats) -> ProductQuantizer | SpacedQuantizer:
 
 
 def spaced(sample: Floats) -> Floats:
-    """Return 256 equally spaced entries for each dimension of a sample (n, dim), from its least to its greatest number:
-    (dim, 256, 1)."""
+    """Return 256 equally spaced entries for each dimension of a sample (n, dim), a little beyond its least and its
+    greatest number, as those to come will be: (dim, 256, 1)."""
     least, greatest = sample.min(axis=0), sample.max(axis=0)
-    return (least[:, None] + (greatest - least)[:, None] * (np.arange(256, dtype=np.float32) / 255))[:, :, None]
+    beyond = (greatest - least) / 16
+    parts = np.arange(256, dtype=np.float32) / 255
+    return ((least - beyond)[:, None] + (greatest - least + 2 * beyond)[:, None] * parts)[:, :, None]
 
 
 def train_products(sample: Floats, width: int, entries: int, random: np.random.Generator) -> Floats:
