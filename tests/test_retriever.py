@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mbretrieve.cutting import cut, passage
 from mbretrieve.errors import DataError, IndexFormatError, ModelError
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.models import load_encoder
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.models.joint import JointEncoder
-from mbretrieve.retriever import Retriever, cut, passage
+from mbretrieve.retriever import Retriever
 from mbretrieve.types import Document, rows_of
 
 DOCUMENTS = [

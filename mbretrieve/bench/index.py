@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 from mbretrieve.bench.build import packing
+from mbretrieve.cutting import passage
 from mbretrieve.errors import DataError
 from mbretrieve.evaluation import exact, provenance
 from mbretrieve.evaluation.metrics import agreement
 from mbretrieve.index import AnyIndex, Effort, Match
 from mbretrieve.index.plan import widened
 from mbretrieve.index.store import MEMORY
-from mbretrieve.retriever import Retriever, passage
+from mbretrieve.retriever import Retriever
 from mbretrieve.types import FloatArray, Head, JointVectors, Progress, Run, as_window, rows_of
 
 Query = FloatArray | JointVectors

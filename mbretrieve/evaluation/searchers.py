@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.cutting import passage
 from mbretrieve.errors import DataError, IndexFormatError, ModelError
 from mbretrieve.evaluation import exact
 from mbretrieve.evaluation.bm25 import BM25, K1, B
@@ -23,7 +24,7 @@ from mbretrieve.evaluation.runner import System
 from mbretrieve.evaluation.suites import Task
 from mbretrieve.index import Effort, Match, plan
 from mbretrieve.index.multivector import DEFAULT_BITS
-from mbretrieve.retriever import LEXICAL_WEIGHT, Mode, Retriever, passage
+from mbretrieve.retriever import LEXICAL_WEIGHT, Mode, Retriever
 from mbretrieve.types import (
     Document,
     Encoder,
