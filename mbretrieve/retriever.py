@@ -470,8 +470,11 @@ class Retriever:
             return
         question = rows_of(encoder.encode_queries([query])[0], "colbert")
         kept = self.index.vectors([(hit.id, hit.span) for hit in hits])
-        documents = self.index.documents([hit.id for hit in hits])
-        contexts = {d.id: context for d, (context, _) in zip(documents, windows_of(encoder, documents), strict=True)}
+        documents = {document.id: document for document in self.index.documents([hit.id for hit in hits])}
+        contexts = {document.id: document.context for document in documents.values()}
+        # What has one window is not tokenized once more.
+        cut = [documents[hit.id] for hit in hits if hit.span != (0, len(hit.text)) and hit.id in documents]
+        contexts |= {d.id: context for d, (context, _) in zip(cut, windows_of(encoder, cut), strict=True)}
         for hit, rows in zip(hits, kept, strict=True):
             text = hit.text[slice(*hit.span)]
             whole = passage(contexts.get(hit.id, ""), text)

@@ -273,10 +273,11 @@ class VectorIndex(ABC, Generic[Query]):
         catalogue, view = self._snapshot()
         there = named(catalogue, {id for id, _ in windows})
         contents = distinct(np.array([content for _, content in there.values()], dtype=np.int64))
-        found = {}
-        for position in view.positions(contents).tolist():
-            window = view.window(position)
-            found[window.content, (window.start, window.stop)] = position
+        positions = view.positions(contents)
+        found = {
+            (window.content, (window.start, window.stop)): position
+            for position, window in zip(positions.tolist(), view.windows(positions), strict=True)
+        }
         some = [found.get((there[id][1], span)) if id in there else None for id, span in windows]
         view.check(distinct(np.array([position for position in some if position is not None], dtype=np.int64)))
         return [None if position is None else view.kept(position) for position in some]
@@ -417,13 +418,15 @@ def _matches(
 ) -> list[list[Match]]:
     """Give ranked contents the ids of their documents, for each query of those that passed (n, 2), and check the stored
     bytes of their rows and vectors."""
-    view.check(distinct(np.array([one.position for some in ranked for one in some], dtype=np.int64)))
+    positions = distinct(np.array([one.position for some in ranked for one in some], dtype=np.int64))
+    view.check(positions)
+    windows = dict(zip(positions.tolist(), view.windows(positions), strict=True))
     results = []
     for some, documents in zip(ranked, passed, strict=True):
         ids = owners(catalogue, [one.content for one in some], documents)
         matches = []
         for one in some:
-            window = view.window(one.position)
+            window = windows[one.position]
             span = window.start, window.stop
             matches += [Match(id, one.score, window.number, span) for id in ids[one.content]]
         results.append(sorted(matches, key=best_first)[:k])

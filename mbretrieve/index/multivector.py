@@ -149,7 +149,8 @@ class _Look(NamedTuple):
 
     def part(self, first: int, last: int) -> Self:
         """Return what some of the query tokens see."""
-        return type(self)(*(array[first:last] for array in self))
+        some = slice(first, last)
+        return type(self)(self.rotated[some], self.products[some], self.probes[some], self.coarse[some])
 
 
 def _scorer(view: View, looks: dict[int, _Look]) -> Callable[[Integers], Floats]:

@@ -75,7 +75,8 @@ def spaced(sample: Floats) -> Floats:
     least, greatest = sample.min(axis=0), sample.max(axis=0)
     beyond = (greatest - least) / 16
     parts = np.arange(256, dtype=np.float32) / 255
-    return ((least - beyond)[:, None] + (greatest - least + 2 * beyond)[:, None] * parts)[:, :, None]
+    entries: Floats = (least - beyond)[:, None] + (greatest - least + 2 * beyond)[:, None] * parts
+    return entries[:, :, None]
 
 
 def train_products(sample: Floats, width: int, entries: int, random: np.random.Generator) -> Floats:

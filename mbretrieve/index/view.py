@@ -126,19 +126,14 @@ class View:
             found[some] = segment.windows.contents(rows)
         return found
 
-    def window(self, position: int) -> Window:
-        """Return which window has a position."""
-        segment, row = self._place(position)
-        return segment.windows[row]
+    def windows(self, positions: Integers) -> list[Window]:
+        """Return which windows have some positions, rising."""
+        return [window for segment, _, rows in self.by_segment(positions) for window in segment.windows[rows]]
 
     def kept(self, position: int) -> NDArray[np.float32]:
         """Return the vectors of the window that has a position, as they are kept: (n, dim); they are not checked."""
-        segment, row = self._place(position)
-        return segment.kept(row)
-
-    def _place(self, position: int) -> tuple[RawSegment | PackedSegment, int]:
         number = int(np.searchsorted(self.firsts, position, side="right")) - 1
-        return self.segments[number], position - int(self.firsts[number])
+        return self.segments[number].kept(position - int(self.firsts[number]))
 
     def best(self, found: Found, k: int) -> list[Ranked]:
         """Return the best ``k`` contents by their best window, and all that tie with the last of them.

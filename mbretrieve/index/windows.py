@@ -68,9 +68,9 @@ class Windows:
         self._check(rows)
         return np.asarray(self._table[rows, 0], dtype=np.int64)
 
-    def __getitem__(self, row: int) -> Window:
-        self._check(np.array([row]))
-        return Window(*self._table[row].tolist())
+    def __getitem__(self, rows: Integers) -> list[Window]:
+        self._check(rows)
+        return [Window(*row) for row in self._table[rows].tolist()]
 
     @cached_property
     def places(self) -> Places:
