@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.files import save_array
-from mbretrieve.index.products import ProductQuantizer, quantizer, spaced, train_products
+from mbretrieve.index.products import ProductQuantizer, are_few, quantizer, spaced, train_products
 from mbretrieve.scoring import SCALES, CompressedTokens, spacing, spares_torch
 
 Floats = NDArray[np.float32]
@@ -25,6 +25,8 @@ STAGES = {1: (8, 1), 2: (4, 1), 4: (4, 2), 8: (1, 1)}
 """For each number of bits a dimension takes: how many dimensions an 8-bit code stands for, and how many codes in turn,
 each for what the ones before it left. Two stages of 4 dimensions err less than one of 2, and are faster to train. Codes
 of one dimension are equally spaced: what they stand for is found, and scored, by a product instead of a table."""
+EIGHT_BY_TABLES = (4, 4)
+"""How 8 bits are kept of few different tokens, which tables hold exactly; all tokens once were."""
 PRODUCT_WIDTH = 4
 """Dimensions of a 4-bit code, by which candidates are found."""
 
@@ -168,6 +170,8 @@ def train_codebook(sample: Floats, lists: int, bits: int, seed: int = 0) -> Code
     fitting, coding, measuring = _split(sample[random.permutation(len(sample))])
     coarse, left = _train_coarse(fitting, coding, lists, random)
     width, stages = STAGES[bits]
+    if width == 1 and are_few(left, EIGHT_BY_TABLES[0], 256):
+        width, stages = EIGHT_BY_TABLES
     residuals = np.empty((stages, left.shape[1] // width, 256, width), dtype=np.float32)
     for stage in range(stages):
         residuals[stage] = spaced(left) if width == 1 else train_products(left, width, 256, random)
@@ -237,8 +241,8 @@ def load_codebook(folder: Path) -> Codebook:
     coarse = load_coarse(folder)
     residuals = _read(folder / "residuals.npy", np.float32, (None, None, 256, None))
     stages, groups, _, width = residuals.shape
-    # Four stages of 4 dimensions are 8 bits as they were once kept.
-    bits = next((bits for bits, layout in [*STAGES.items(), (8, (4, 4))] if layout == (width, stages)), None)
+    layouts = [*STAGES.items(), (8, EIGHT_BY_TABLES)]
+    bits = next((bits for bits, layout in layouts if layout == (width, stages)), None)
     if bits is None or groups * width != coarse.padded:
         raise _damaged(
             folder / "residuals.npy", f"its shape {residuals.shape} is not one for {coarse.padded} dimensions"

@@ -106,6 +106,13 @@ def train_products(sample: Floats, width: int, entries: int, random: np.random.G
     return vectors
 
 
+def are_few(sample: Floats, width: int, entries: int) -> bool:
+    """Say whether the vectors of each group of a sample (n, dim) are no more than entries, so that
+    ``train_products`` keeps them all."""
+    some = sample[:TRAINED_VECTORS]
+    return _distinct(some.reshape(len(some), -1, width), entries) is not None
+
+
 def _distinct(by_group: Floats, entries: int) -> Floats | None:
     """Return the vectors of each group of (n, groups, width), repeated up to the number of entries, or None where they
     are more than that."""

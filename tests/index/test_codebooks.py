@@ -287,7 +287,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, trained: dict[int, Codebook], n
     assert "\n" not in str(caught.value)
 
 
-def test_eight_bits_in_four_stages_are_still_read(tmp_path: Path, trained: dict[int, Codebook]) -> None:
+def test_eight_bits_by_tables_are_read(tmp_path: Path, trained: dict[int, Codebook]) -> None:
     random = np.random.default_rng(0)
     residuals = random.standard_normal((4, 12, 256, 4)).astype(np.float32) * np.float32(0.1)
     save_codebook(tmp_path, replace(trained[8], residuals=residuals))
