@@ -25,7 +25,7 @@ def by_dictionary(scores: np.ndarray, rows: np.ndarray, count: int) -> tuple[lis
             if row >= 0:
                 finds.setdefault(row, {}).setdefault(i, score)
     least = [min((s for s in token if s > -np.inf), default=0.0) for token in scores.tolist()]
-    missing = [low - (max(token[0], low) - low) / 8 for token, low in zip(scores.tolist(), least, strict=True)]
+    missing = [low - (max(token[0], low) - low) / 4 for token, low in zip(scores.tolist(), least, strict=True)]
     totals = {row: sum(found.get(i, missing[i]) for i in range(len(scores))) for row, found in finds.items()}
     best = sorted(totals, key=lambda row: (-totals[row], row))[:count]
     return best, [totals[row] - sum(missing) for row in best]
