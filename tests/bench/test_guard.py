@@ -1,0 +1,72 @@
+"""The guard's arithmetic: what fails it, what does not, what it says. Nothing is timed."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "eval" / "bench"
+
+
+@pytest.fixture
+def guard(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH))
+    spec = importlib.util.spec_from_file_location("guard", BENCH / "guard.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "guard", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parts(**values: list[float]) -> ModuleType:
+    """Parts that give values as they are told."""
+    made = ModuleType("guard_parts")
+
+    def given(rounds: int) -> dict[str, list[float]]:
+        return {name: of[:rounds] for name, of in values.items()}
+
+    made.PARTS = (given,)  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.parametrize(("now", "said"), [(0.86, []), (0.84, ["encode: 0.42, was 0.5: 16% less"]), (3.0, [])])
+def test_a_fall_of_more_than_15_percent_is_said(guard: ModuleType, now: float, said: list[str]) -> None:
+    assert guard.falls({"encode": 0.5 * now, "search": 2.0}, {"encode": 0.5, "search": 2.0}) == said
+
+
+def test_a_ratio_that_is_missing_is_named(guard: ModuleType) -> None:
+    assert guard.falls({}, {"encode": 0.5}) == ["encode: not measured, expected 0.5"]
+    assert guard.falls({"encode": 0.5}, {}) == ["encode: 0.5, not committed yet"]
+
+
+def test_what_is_committed_is_compared_with(
+    guard: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "guard.json"
+    at = ["--committed", str(file)]
+    monkeypatch.setitem(sys.modules, "guard_parts", parts(encode=[0.9, 1.0, 1.1], search=[2.0, 2.0, 2.0]))
+    assert guard.main(["update", *at]) == 0
+    record = json.loads(file.read_text())
+    assert record["ratios"] == {"encode": 1.0, "search": 2.0}
+    assert record["rounds"] == 3
+    assert {"machine", "versions", "command", "quartiles"} <= record.keys()
+    assert guard.main(["compare", *at]) == 0
+    monkeypatch.setitem(sys.modules, "guard_parts", parts(encode=[0.8, 0.9, 0.8], search=[2.0, 2.0, 2.0]))
+    capsys.readouterr()
+    assert guard.main(["compare", *at]) == 1
+    out, error = capsys.readouterr()
+    assert "encode: 0.8, was 1: 20% less" in error
+    assert "search" not in error
+    assert "-20%" in out
+    assert guard.main(["show", *at]) == 0, "what CI prints fails nothing"
+
+
+def test_every_committed_ratio_is_of_the_guard() -> None:
+    record = json.loads((BENCH.parent / "results" / "bench" / "guard.json").read_text())
+    assert all(value > 0 for value in record["ratios"].values())
+    assert record["command"] == "python eval/bench/guard.py update"
