@@ -8,6 +8,7 @@ how it is built does not, so that ratios of one kind of processor say little abo
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -20,7 +21,7 @@ from machine import processor, provenance
 COMMITTED = Path(__file__).parents[1] / "results" / "bench" / "guard.json"
 FALL = 0.15
 """A ratio may be so much lower than the committed one."""
-ROUNDS, FEW_ROUNDS = 15, 5
+ROUNDS, SHOWN_ROUNDS, SHOWN_SECONDS = 15, 5, 1.5
 PACKAGES = ("torch", "faiss-cpu", "numpy", "tokenizers")
 
 
@@ -46,14 +47,14 @@ def table(found: Mapping[str, float], committed: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
+def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
     """Measure every part: each ratio's values, round by round."""
-    from guard_parts import PARTS
+    from guard_parts import PARTS, Limit
 
     found: dict[str, list[float]] = {}
     for part in PARTS:
         print(f"measuring: {part.__name__}", file=sys.stderr, flush=True)
-        found |= part(rounds)
+        found |= part(Limit(rounds, seconds))
     return found
 
 
@@ -77,7 +78,8 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
-    values = measure(FEW_ROUNDS if arguments.what == "show" else ROUNDS)
+    show = arguments.what == "show"
+    values = measure(*((SHOWN_ROUNDS, SHOWN_SECONDS) if show else (ROUNDS, math.inf)))
     if arguments.what == "update":
         arguments.committed.write_text(json.dumps(record(values), indent=1) + "\n", "utf-8")
     committed = json.loads(arguments.committed.read_text("utf-8"))

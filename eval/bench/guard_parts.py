@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cold_search
 import lexical
@@ -40,43 +41,52 @@ Task = Callable[[], object]
 Rounds = dict[str, list[float]]
 """By the name of a ratio, its value in each round."""
 
+
+class Limit(NamedTuple):
+    """At most so many rounds of a part count; neither side of it runs on after so many seconds."""
+
+    rounds: int
+    seconds: float
+
+
 DIM, QUERY_TOKENS = 128, 32
 CONTENTS, TOKENS_EACH = 2000, 100  # enough for an index to be packed
-ASKED = 24  # questions a round
-BASE_LAYERS = 4  # of ModernBERT-base's shapes: the others are the same work again
+ASKED = 12  # questions a round
+BASE_LAYERS = 3  # of ModernBERT-base's shapes: the others are the same work again
 BATCH, WORDS_EACH = 32, 120  # of training
 
 
-def against(name: str, steady: Task, part: Task, rounds: int, work: float = 1.0) -> Rounds:
+def against(name: str, steady: Task, part: Task, limit: Limit, work: float = 1.0) -> Rounds:
     """Time both in turns; ``work`` is how much of the steady's work the part's is."""
-    took = take_turns({"steady": steady, "part": part}, float("inf"), rounds)
-    return {name: [work * one / other for one, other in zip(took["steady"], took["part"], strict=True)]}
+    took = take_turns({"steady": steady, "part": part}, limit.seconds, limit.rounds)
+    pairs = zip(reversed(took["steady"]), reversed(took["part"]), strict=False)  # one may have run out of time
+    return {name: [work * one / other for one, other in pairs]}
 
 
-def encoding(rounds: int) -> Rounds:
+def encoding(limit: Limit) -> Rounds:
     """Share of the roofline (as ``mbretrieve bench encode`` has it): short and long documents, two shapes."""
     small = locate(None).folder
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base"
         write_model(base, replace(SHAPES["base"], num_hidden_layers=BASE_LAYERS, layer_types=()))
-        mixed = np.random.default_rng(0).integers(16, 513, 64).tolist()
-        found = _share("encode, bundled model, 16-512 tokens", small, mixed, rounds)
-        found |= _share("encode, bundled model, 8,192 tokens", small, [8192, 8192], rounds)
-        found |= _share("encode, base shapes, 16-512 tokens", base, mixed[:32], rounds)
-        return found | _share("encode, base shapes, 8,192 tokens", base, [8192], rounds)
+        mixed = np.random.default_rng(0).integers(16, 513, 24).tolist()
+        found = _share("encode, bundled model, 16-512 tokens", small, mixed, limit)
+        found |= _share("encode, bundled model, 8,192 tokens", small, [8192], limit)
+        found |= _share("encode, base shapes, 16-512 tokens", base, mixed[:8], limit)
+        return found | _share("encode, base shapes, 8,192 tokens", base, [8192], limit)
 
 
-def _share(name: str, folder: Path, lengths: list[int], rounds: int) -> Rounds:
+def _share(name: str, folder: Path, lengths: list[int], limit: Limit) -> Rounds:
     model = ColBERT.from_pretrained(folder, device="cpu", document_length=max(lengths))
     made: Documents = documents(model, words(model, folder), lengths)
     config = model.backbone.config
     head = [tuple(reversed(layer.linear.weight.shape)) for layer in model.projection if isinstance(layer, Layer)]
     bare, operations = products(config, BATCH_TOKENS, model.dtype, model.device)
     work = flops.documents(config, head, made.lengths) / operations
-    return against(name, bare, partial(model.encode_documents, made.texts), rounds, work)
+    return against(name, bare, partial(model.encode_documents, made.texts), limit, work)
 
 
-def reranking(rounds: int) -> Rounds:
+def reranking(limit: Limit) -> Rounds:
     """MaxSim with 1,000 documents against the bare product of all tokens."""
     found: Rounds = {}
     for name in (
@@ -85,11 +95,11 @@ def reranking(rounds: int) -> Rounds:
         "40 documents of 8,192 tokens, float16",
     ):
         bare, scoring = maxsim.tasks(maxsim.CASES[name], DIM)
-        found |= against(f"maxsim, {name}", bare, scoring, rounds)
+        found |= against(f"maxsim, {name}", bare, scoring, limit)
     return found
 
 
-def searching(rounds: int) -> Rounds:
+def searching(limit: Limit) -> Rounds:
     """Search of a packed index against the bare product of all its tokens; by words against SQLite's FTS5; and packing
     tokens against the same product."""
     random = np.random.default_rng(0)
@@ -115,20 +125,20 @@ def searching(rounds: int) -> Rounds:
                 for query in queries:
                     index.search([query], 10)
 
-            found = against("packed search, 200,000 tokens", bare, search, rounds, ASKED)
-            book = train_codebook(vectors[: 1 << 15], 1024, bits=2)
-            some = book.rotate(vectors[: 1 << 15])
+            found = against("packed search, 200,000 tokens", bare, search, limit, ASKED)
+            book = train_codebook(vectors[: 1 << 14], 512, bits=2)
+            some = book.rotate(vectors[: 1 << 13])
 
             def pack() -> None:
                 assigned = book.assign(some)
                 book.pack_products(some, assigned)
                 book.encode(some, assigned)
 
-            found |= against("packing, 32,768 tokens", bare, pack, rounds)
-        return found | _by_words(Path(place) / "index", random, rounds)
+            found |= against("packing, 8,192 tokens", bare, pack, limit)
+        return found | _by_words(Path(place) / "index", random, limit)
 
 
-def _by_words(index: Path, random: np.random.Generator, rounds: int) -> Rounds:
+def _by_words(index: Path, random: np.random.Generator, limit: Limit) -> Rounds:
     asked = [" ".join(text.split()[:6]) for text in _texts(random, ASKED)]
     with (
         tempfile.TemporaryDirectory() as place,
@@ -145,10 +155,10 @@ def _by_words(index: Path, random: np.random.Generator, rounds: int) -> Rounds:
             for text in asked:
                 search_words(catalogue, text, 200, None)
 
-        return against("search by words, 2,000 texts", theirs, ours, rounds)
+        return against("search by words, 2,000 texts", theirs, ours, limit)
 
 
-def training(rounds: int) -> Rounds:
+def training(limit: Limit) -> Rounds:
     """A step's gradients against the bare products of a forward and a backward, which is twice the forward."""
     random = np.random.default_rng(0)
     pairs = zip(_texts(random, 8 * BATCH), _texts(random, 8 * BATCH), strict=True)
@@ -163,20 +173,20 @@ def training(rounds: int) -> Rounds:
         config = run.student.backbone.config
         bare, operations = products(config, BATCH_TOKENS, torch.bfloat16, torch.device("cpu"))
         work = 3 * flops.documents(config, [], lengths) / operations
-        return against("training step, bundled model", bare, partial(loop.gradients, step), rounds, work)
+        return against("training step, bundled model", bare, partial(loop.gradients, step), limit, work)
 
 
-def starting(rounds: int) -> Rounds:
+def starting(limit: Limit) -> Rounds:
     """A cold search against the imports of what a search of before had to import."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "texts"
         folder.mkdir()
-        for number, text in enumerate(_texts(np.random.default_rng(0), 200)):
+        for number, text in enumerate(_texts(np.random.default_rng(0), 50)):
             (folder / f"{number}.txt").write_text(text, "utf-8")
         environment = cold_search.indexed(folder, f"{place}/cache")
         run = cold_search.commands(folder)
         tasks = {name: partial(cold_search.seconds, run[name], environment) for name in ("imports", "search")}
-        return against("cold search", tasks["imports"], tasks["search"], rounds)
+        return against("cold search", tasks["imports"], tasks["search"], limit)
 
 
 def _texts(random: np.random.Generator, count: int) -> list[str]:
@@ -197,4 +207,4 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-PARTS: tuple[Callable[[int], Rounds], ...] = (encoding, reranking, searching, training, starting)
+PARTS: tuple[Callable[[Limit], Rounds], ...] = (encoding, reranking, searching, training, starting)

@@ -72,6 +72,7 @@ class TextEncoder(ABC):
             checkpoint, settings.documents, identity.document_length, "document_length", expansion=None
         )
         self._fits = _UNBOUNDED  # tokens of a batch for which there is memory
+        self._said_cut = False
 
     @classmethod
     def from_pretrained(
@@ -286,7 +287,20 @@ class TextEncoder(ABC):
         for window in ahead(windows) if self.device.type in _TOKENIZED_AHEAD else windows:
             for batch in pack([len(text.ids) for text in window], batch_tokens):
                 yield _Batch([first + at for at in batch], [window[at] for at in batch])
+            if frame is self.documents and any(text.cut for text in window):
+                self._say_cut()
             first += len(window)
+
+    def _say_cut(self) -> None:
+        """Say once that documents are cut; of a query, ``query_was_cut`` tells."""
+        if not self._said_cut:
+            self._said_cut = True
+            warnings.warn(
+                f"a document has more than {self.document_capacity} tokens and is cut there, as longer ones will be: a "
+                "Retriever, and `mbretrieve index`, make windows of them",
+                MbretrieveWarning,
+                stacklevel=2,
+            )
 
     def _windows(self, texts: Sequence[str], frame: Frame) -> Iterator[list[Prepared]]:
         """Tokenize texts, so many at a time that batches can be made of like ones."""

@@ -53,6 +53,7 @@ class EncoderPool:
         dtype = loading.get("dtype")
         self._loading = dict(loading) | {"dtype": None if dtype is None else str(dtype).removeprefix("torch.")}
         self._workers: list[_Worker] = []
+        self._said: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +150,7 @@ class EncoderPool:
         if not self._workers:
             count = len(self._names)
             for number, name in enumerate(self._names, 1):
-                self._workers.append(_Worker(f"worker {number} of {count} ({name})"))
+                self._workers.append(_Worker(f"worker {number} of {count} ({name})", self._said))
             for worker, name in zip(self._workers, self._names, strict=True):  # all load at the same time
                 worker.ask({"loading": self._loading | {"device": name}, "sharing": self._names.count(name)})
             for worker in self._workers:
@@ -160,8 +161,9 @@ class EncoderPool:
 class _Worker:
     """A process, as who started it sees it."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, said: set[str]) -> None:
+        """``said`` are the warnings that were passed on, by whichever process."""
+        self._name, self._said = name, said
         # In a session of its own: Ctrl-C at a terminal is for who started it, who ends it.
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -191,8 +193,10 @@ class _Worker:
             message = None
         if message is None:
             raise self._death()
-        for text in message.told.get("said", []):
-            warnings.warn(f"{self._name}: {text}", MbretrieveWarning, stacklevel=2)
+        for text in message.told["said"]:
+            if text not in self._said:
+                self._said.add(text)
+                warnings.warn(f"{self._name}: {text}", MbretrieveWarning, stacklevel=2)
         if (error := message.told.get("error")) is not None:
             raise ModelError(f"{self._name}: {error}")
         if (trace := message.told.get("trace")) is not None:

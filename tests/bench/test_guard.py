@@ -27,10 +27,11 @@ def parts(**values: list[float]) -> ModuleType:
     """Parts that give values as they are told."""
     made = ModuleType("guard_parts")
 
-    def given(rounds: int) -> dict[str, list[float]]:
-        return {name: of[:rounds] for name, of in values.items()}
+    def given(limit: tuple[int, float]) -> dict[str, list[float]]:
+        return {name: of[: limit[0]] for name, of in values.items()}
 
     made.PARTS = (given,)  # type: ignore[attr-defined]
+    made.Limit = lambda rounds, seconds: (rounds, seconds)  # type: ignore[attr-defined]
     return made
 
 
