@@ -82,7 +82,9 @@ def main(words: list[str] | None = None) -> int:
     values = measure(*((SHOWN_ROUNDS, SHOWN_SECONDS) if show else (ROUNDS, math.inf)))
     if arguments.what == "update":
         arguments.committed.write_text(json.dumps(record(values), indent=1) + "\n", "utf-8")
-    committed = json.loads(arguments.committed.read_text("utf-8"))
+    committed: dict[str, Any] = {"ratios": {}, "machine": {"processor": processor()}}
+    if arguments.committed.exists():
+        committed = json.loads(arguments.committed.read_text("utf-8"))
     found = {name: statistics.median(of) for name, of in values.items()}
     print(table(found, committed["ratios"]))
     if (where := committed["machine"]["processor"]) != processor():

@@ -22,7 +22,7 @@ def maxsim_rows(
     """
 
     def similarities(places: Places) -> Iterator[tuple[int, Floats]]:
-        yield 0, query @ take(tokens, places).astype(np.float32).T
+        yield 0, take(tokens, places).astype(np.float32) @ query.T
 
     scores: Floats = maxsim_by_blocks([len(query)], bounds, rows, similarities)[0]
     return scores
@@ -51,7 +51,7 @@ def maxsim_codes(
         for table, of_group in zip(tables, codes.T, strict=False):  # the last code is the length
             sums += table.take(of_group, axis=0)
         sums *= SCALES[codes[:, -1:]]
-        yield 0, np.ascontiguousarray(sums.T)
+        yield 0, sums
 
     scores: Floats = maxsim_by_blocks([len(query)], bounds, rows, similarities)[0]
     return scores

@@ -67,7 +67,11 @@ def test_what_is_committed_is_compared_with(
     assert guard.main(["show", *at]) == 0, "what CI prints fails nothing"
 
 
-def test_every_committed_ratio_is_of_the_guard() -> None:
-    record = json.loads((BENCH.parent / "results" / "bench" / "guard.json").read_text())
-    assert all(value > 0 for value in record["ratios"].values())
-    assert record["command"] == "python eval/bench/guard.py update"
+def test_without_committed_ratios_each_is_named(
+    guard: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "guard_parts", parts(encode=[1.0, 1.0, 1.0]))
+    at = ["--committed", str(tmp_path / "none.json")]
+    assert guard.main(["show", *at]) == 0
+    assert guard.main(["compare", *at]) == 1
+    assert "encode: 1, not committed yet" in capsys.readouterr().err
