@@ -78,8 +78,6 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("what", choices=["compare", "update", "show"])
     parser.add_argument("--committed", type=Path, default=COMMITTED, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    # Before torch and numpy are imported.
-    os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | dict.fromkeys(ONE_THREAD, "1"))
     show = arguments.what == "show"
     values = measure(*((SHOWN_ROUNDS, SHOWN_SECONDS) if show else (ROUNDS, math.inf)))
     if arguments.what == "update":
@@ -98,4 +96,6 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Before torch and numpy are imported.
+    os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | dict.fromkeys(ONE_THREAD, "1"))
     sys.exit(main())
