@@ -9,7 +9,6 @@ processor say little about those of another.
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
@@ -22,7 +21,8 @@ from machine import processor, provenance
 COMMITTED = Path(__file__).parents[1] / "results" / "bench" / "guard.json"
 FALL = 0.15
 """A ratio may be so much lower than the committed one."""
-ROUNDS, SHOWN_ROUNDS, SHOWN_SECONDS = 11, 5, 1.5
+COMPARED, SHOWN = (11, 6.0), (5, 1.5)
+"""How many rounds of a part, and for how many seconds either side of it, at most."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 PACKAGES = ("torch", "faiss-cpu", "numpy", "tokenizers")
 
@@ -62,12 +62,12 @@ def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
 
 def record(found: Mapping[str, list[float]]) -> dict[str, Any]:
     """Return what is committed: medians, how far the rounds lie apart, and where they were measured."""
-    quartiles = {name: statistics.quantiles(values, n=4) for name, values in found.items()}
+    ranges = {name: [round(min(values), 4), round(max(values), 4)] for name, values in found.items()}
     return {
         "what": "seconds of something steady over seconds of a part, medians of rounds in turns; higher is better",
         "ratios": {name: round(statistics.median(values), 4) for name, values in found.items()},
-        "quartiles": {name: [round(low, 4), round(high, 4)] for name, (low, _, high) in quartiles.items()},
-        "rounds": max(map(len, found.values())),
+        "ranges": ranges,
+        "rounds": {name: len(values) for name, values in found.items()},
         **provenance(*PACKAGES),
     }
 
@@ -78,8 +78,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("what", choices=["compare", "update", "show"])
     parser.add_argument("--committed", type=Path, default=COMMITTED, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    show = arguments.what == "show"
-    values = measure(*((SHOWN_ROUNDS, SHOWN_SECONDS) if show else (ROUNDS, math.inf)))
+    values = measure(*(SHOWN if arguments.what == "show" else COMPARED))
     if arguments.what == "update":
         arguments.committed.write_text(json.dumps(record(values), indent=1) + "\n", "utf-8")
     committed: dict[str, Any] = {"ratios": {}, "machine": {"processor": processor()}}

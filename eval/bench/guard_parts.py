@@ -73,7 +73,7 @@ def encoding(limit: Limit) -> Rounds:
         found = _share("encode, bundled model, 16-512 tokens", small, mixed, limit)
         found |= _share("encode, bundled model, 8,192 tokens", small, [8192], limit)
         found |= _share("encode, base shapes, 16-512 tokens", base, mixed[:8], limit)
-        return found | _share("encode, base shapes, 8,192 tokens", base, [8192], limit)
+        return found | _share("encode, base shapes, 4,096 tokens", base, [4096], limit)
 
 
 def _share(name: str, folder: Path, lengths: list[int], limit: Limit) -> Rounds:

@@ -54,8 +54,8 @@ def test_what_is_committed_is_compared_with(
     assert guard.main(["update", *at]) == 0
     record = json.loads(file.read_text())
     assert record["ratios"] == {"encode": 1.0, "search": 2.0}
-    assert record["rounds"] == 3
-    assert {"machine", "versions", "command", "quartiles"} <= record.keys()
+    assert record["rounds"] == {"encode": 3, "search": 3}
+    assert {"machine", "versions", "command", "ranges"} <= record.keys()
     assert guard.main(["compare", *at]) == 0
     monkeypatch.setitem(sys.modules, "guard_parts", parts(encode=[0.8, 0.9, 0.8], search=[2.0, 2.0, 2.0]))
     capsys.readouterr()
