@@ -6,7 +6,7 @@ DEMO := .demo.index
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all lint test-compat clean
+.PHONY: demo test test-all lint bench test-compat clean
 
 demo: $(VENV)/installed
 	$(BIN)/mbretrieve index . --index $(DEMO)
@@ -25,6 +25,12 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Whether anything became slower: ratios of times against those committed, which BENCH=update writes; BENCH=show measures
+# less and fails nothing.
+BENCH ?= compare
+bench: $(VENV)/tested
+	$(BIN)/python eval/bench/guard.py $(BENCH)
 
 # The core on the lowest versions that pyproject.toml allows and beside PyLate 1.6, in an environment of its own.
 test-compat: VENV := .venv-compat

@@ -6,6 +6,10 @@ class MbretrieveError(Exception):
     """The root of every error that a user can cause and mend."""
 
 
+class MbretrieveWarning(UserWarning):
+    """What is done otherwise than it was asked for, because it had to be: one line, said once."""
+
+
 class ModelError(MbretrieveError):
     """A checkpoint that cannot be loaded, or a request the loaded model cannot serve."""
 

@@ -28,6 +28,29 @@ def seconds(command: list[str], environment: dict[str, str]) -> float:
     return time.perf_counter() - start
 
 
+def commands(path: Path) -> dict[str, list[str]]:
+    """Return what is timed: searches of what is indexed at a path, and what they are held against."""
+    run = [sys.executable, "-m", "mbretrieve"]
+    search = [*run, "search", QUESTION, str(path)]
+    return {
+        "imports": [sys.executable, "-c", "import torch, faiss, tokenizers"],
+        "search": search,
+        # A device that is named is torch's: the same search with torch imported.
+        "search --device cpu": [*search, "--device", "cpu"],
+        "search --mode lexical": [*search, "--mode", "lexical"],
+        "status": [*run, "status", str(path)],
+        "--help": [*run, "--help"],
+    }
+
+
+def indexed(path: Path, cache: str) -> dict[str, str]:
+    """Index a path in a place of its own; return the environment in which it is found there."""
+    environment = os.environ | {"MBRETRIEVE_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+    index = [sys.executable, "-m", "mbretrieve", "index", str(path)]
+    subprocess.run(index, check=True, env=environment, capture_output=True)
+    return environment
+
+
 def search_seconds(index: Path, repeats: int) -> float:
     """Time the search itself, in a process that has the index and the model open: the median over the repeats."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
@@ -52,25 +75,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | {"MBRETRIEVE_CACHE": cache, "HF_HUB_OFFLINE": "1"}
-        run = [sys.executable, "-m", "mbretrieve"]
-        commands = {
-            "imports": [sys.executable, "-c", "import torch, faiss, tokenizers"],
-            "search": [*run, "search", QUESTION, str(arguments.path)],
-            # A device that is named is torch's: the same search with torch imported.
-            "search --device cpu": [*run, "search", QUESTION, str(arguments.path), "--device", "cpu"],
-            "search --mode lexical": [*run, "search", QUESTION, str(arguments.path), "--mode", "lexical"],
-            "status": [*run, "status", str(arguments.path)],
-            "--help": [*run, "--help"],
-        }
-        subprocess.run([*run, "index", str(arguments.path)], check=True, env=environment, capture_output=True)
-        status = subprocess.run(
-            [*commands["status"], "--json"], check=True, env=environment, capture_output=True
-        ).stdout
+        environment, run = indexed(arguments.path, cache), commands(arguments.path)
+        status = subprocess.run([*run["status"], "--json"], check=True, env=environment, capture_output=True).stdout
         held = json.loads(status)
-        times: dict[str, list[float]] = {name: [] for name in commands}
+        times: dict[str, list[float]] = {name: [] for name in run}
         for turn in range(arguments.repeats + 1):
-            for name, command in commands.items():
+            for name, command in run.items():
                 took = seconds(command, environment)
                 if turn:  # the first round fills the disk's cache
                     times[name].append(took)

@@ -2,14 +2,16 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
+from typing import Any
 
 import click
 
 from mbretrieve.cli.app import app
 from mbretrieve.cli.printable import printable
-from mbretrieve.errors import MbretrieveError
+from mbretrieve.errors import MbretrieveError, MbretrieveWarning
 
 __all__ = ["main"]
 
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # another program has the core: beside one busy program a core, encoding runs many times faster if they sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        status = app.main(arguments, prog_name="mbretrieve", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say(warnings.showwarning)
+            status = app.main(arguments, prog_name="mbretrieve", standalone_mode=False)
         sys.stdout.flush()  # here, where a reader that has gone is caught
     except MbretrieveError as error:
         click.echo(f"mbretrieve: {printable(str(error))}", err=True)
@@ -45,3 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status if isinstance(status, int) else 0
+
+
+def _say(usual: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what shows warnings: our own as one line, others as usual."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, MbretrieveWarning):
+            click.echo(f"mbretrieve: {printable(str(message))}", err=True)
+        else:
+            usual(message, category, *place, **more)
+
+    return show

@@ -210,7 +210,7 @@ def _reranker(choice: Choice, name: str) -> tuple[Any, dict[str, Any]]:
     if choice.rerank_kind == "cross-encoder":
         from mbretrieve.evaluation.rerankers import CrossEncoder
 
-        reranker = CrossEncoder(name, choice.device)
+        reranker = CrossEncoder(name, choice.device and choice.device.split(",")[0])
         return reranker, reranker.identity
     from dataclasses import asdict
 

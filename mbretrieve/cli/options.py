@@ -64,7 +64,11 @@ def model_options_of(*kinds: str) -> Callable[[Command], Command]:
             click.option(
                 "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: the device's best."
             ),
-            click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... Default: the best there is."),
+            click.option(
+                "--device",
+                metavar="NAME,...",
+                help="cpu, cuda, cuda:1, mps ... Several: a process each for documents. Default: the best there is.",
+            ),
             click.option(
                 "--kind",
                 type=click.Choice(kinds),

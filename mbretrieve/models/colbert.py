@@ -1,6 +1,7 @@
 """ColBERT: late interaction, one vector a token (Khattab and Zaharia, SIGIR 2020, https://arxiv.org/abs/2004.12832)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -16,13 +17,15 @@ from mbretrieve.models.token_pooling import pool_rows
 from mbretrieve.types import FloatArray, Kind
 
 
-def token_rows(projected: Tensor, batch: Sequence[Prepared], frame: Frame, dim: int) -> list[FloatArray]:
-    """Part the projected tokens of a batch, (T, width), by text: cut to ``dim`` numbers, scaled as their side is, none
-    for tokens of the skiplist; (tokens_i, dim) float32 each."""
+def scaled_rows(projected: Tensor, frame: Frame, dim: int) -> Tensor:
+    """Cut projected tokens, (T, width), to ``dim`` numbers and scale them as their side is: (T, dim) float32."""
     rows = projected[:, :dim].float()
-    if frame.side.normalize:
-        rows = torch.nn.functional.normalize(rows, dim=-1)
-    parts = np.split(rows.cpu().numpy(), np.cumsum([len(text.ids) for text in batch])[:-1])
+    return torch.nn.functional.normalize(rows, dim=-1) if frame.side.normalize else rows
+
+
+def token_rows(batch: Sequence[Prepared], rows: FloatArray, frame: Frame) -> list[FloatArray]:
+    """Part the rows of a batch's tokens, (T, dim), by text, without those for tokens of the skiplist."""
+    parts = np.split(rows, np.cumsum([len(text.ids) for text in batch])[:-1])
     return [part[frame.with_row(text.ids)] for text, part in zip(batch, parts, strict=True)]
 
 
@@ -95,10 +98,12 @@ class ColBERT(TextEncoder):
         if pool_factor < 1:
             raise ValueError(f"pool_factor is {pool_factor}, expected at least 1")
         out: list[FloatArray] = [np.empty((0, self.dim), dtype=np.float32)] * len(texts)
+
+        def compute(batch: list[Prepared]) -> tuple[Tensor]:
+            return (scaled_rows(self.project(batch, frame), frame, self.dim),)
+
+        part = partial(token_rows, frame=frame)
         with torch.inference_mode():
-            for places, batch in self._batches(texts, frame, batch_tokens, progress):
-                for place, rows in zip(
-                    places, token_rows(self.project(batch, frame), batch, frame, self.dim), strict=True
-                ):
-                    out[place] = rows if pool_factor == 1 else pool_rows(rows, pool_factor, frame.side.normalize)
+            for place, rows in self._each(texts, frame, batch_tokens, progress, compute, part):
+                out[place] = rows if pool_factor == 1 else pool_rows(rows, pool_factor, frame.side.normalize)
         return out

@@ -76,10 +76,15 @@ class DenseEncoder(TextEncoder):
 
     def _encode(self, texts: Sequence[str], frame: Frame, batch_tokens: int, progress: Progress | None) -> FloatArray:
         out = np.empty((len(texts), self.dim), dtype=np.float32)
+
+        def compute(batch: list[Prepared]) -> tuple[Tensor]:
+            vectors = self.pool(batch, frame)[:, : self.dim].float()
+            return (torch.nn.functional.normalize(vectors, dim=-1) if frame.side.normalize else vectors,)
+
+        def part(_: Sequence[Prepared], vectors: FloatArray) -> FloatArray:
+            return vectors
+
         with torch.inference_mode():
-            for places, batch in self._batches(texts, frame, batch_tokens, progress):
-                vectors = self.pool(batch, frame)[:, : self.dim].float()
-                if frame.side.normalize:
-                    vectors = torch.nn.functional.normalize(vectors, dim=-1)
-                out[places] = vectors.cpu().numpy()
+            for place, vector in self._each(texts, frame, batch_tokens, progress, compute, part):
+                out[place] = vector
         return out

@@ -1,16 +1,18 @@
 """What both encoders share: loading and saving, text to packed batches of tokens, batches through the backbone."""
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mbretrieve.errors import MbretrieveWarning, ModelError
 from mbretrieve.models.card import TrainingFacts
 from mbretrieve.models.checkpoint import load, save
 from mbretrieve.models.device import resolve_device, resolve_dtype
@@ -21,6 +23,7 @@ from mbretrieve.models.packing import pack
 from mbretrieve.models.projection import Layer, projection
 from mbretrieve.models.settings import Checkpoint
 from mbretrieve.models.source import locate
+from mbretrieve.models.transfer import OnTheWay, ahead, out_of_memory, to_device
 from mbretrieve.types import FloatArray, Kind, ModelIdentity
 
 BATCH_TOKENS = 8192
@@ -28,9 +31,19 @@ BATCH_TOKENS = 8192
 # Texts are tokenized and sorted by length this many tokens at a time: neighbours of like length, and bounded memory.
 _WINDOW_TOKENS = 32 * BATCH_TOKENS
 _WINDOW_TEXTS = 256
+_TOKENIZED_AHEAD = {"cuda", "mps"}  # a CPU that computes has no core to spare for it
+_UNBOUNDED = 1 << 62
 
 Progress = Callable[[int], None]
 """Called with the number of texts finished since the last call."""
+Made = TypeVar("Made")
+
+
+class _Batch(NamedTuple):
+    """Texts that go through the backbone together, and their places among all."""
+
+    places: list[int]
+    texts: list[Prepared]
 
 
 class TextEncoder(ABC):
@@ -58,6 +71,8 @@ class TextEncoder(ABC):
         self.documents = Frame(
             checkpoint, settings.documents, identity.document_length, "document_length", expansion=None
         )
+        self._fits = _UNBOUNDED  # tokens of a batch for which there is memory
+        self._said_cut = False
 
     @classmethod
     def from_pretrained(
@@ -183,32 +198,120 @@ class TextEncoder(ABC):
 
     def hidden_states(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
         """Run prepared texts through the backbone, packed: (T, hidden) for their T tokens; differentiable."""
-        ids = torch.tensor([token for text in batch for token in text.ids], dtype=torch.int64, device=self.device)
+        ids = torch.tensor([token for text in batch for token in text.ids], dtype=torch.int64)
         attended = frame.attended(batch)
-        mask = None if attended is None else torch.from_numpy(attended).to(self.device)
-        states: Tensor = self.backbone(ids, [len(text.ids) for text in batch], mask)
+        mask = None if attended is None else to_device(torch.from_numpy(attended), self.device)
+        states: Tensor = self.backbone(to_device(ids, self.device), [len(text.ids) for text in batch], mask)
         return states
 
-    def _batches(
+    def _each(
         self,
         texts: Sequence[str],
         frame: Frame,
         batch_tokens: int,
         progress: Progress | None,
-    ) -> Iterator[tuple[list[int], list[Prepared]]]:
-        """Cut texts into batches of at most ``batch_tokens`` tokens: their positions in ``texts``, and their tokens."""
+        compute: Callable[[list[Prepared]], tuple[Tensor, ...]],
+        part: Callable[..., Iterable[Made]],
+    ) -> Iterator[tuple[int, Made]]:
+        """Compute texts, batch by batch: each one's place in ``texts``, and what becomes of it.
+
+        ``compute`` gives tensors of a batch, ``part`` what each text gets of them, from the batch and the tensors as
+        arrays on the CPU, of which it keeps none. While a device computes a batch, the one before it is parted.
+        """
+        before: tuple[_Batch, OnTheWay] | None = None
+
+        def parted(batch: _Batch, tensors: OnTheWay) -> Iterator[tuple[int, Made]]:
+            yield from zip(batch.places, part(batch.texts, *tensors.arrays()), strict=True)
+            if progress is not None:
+                progress(len(batch.places))
+
+        for batch in self._batches(texts, frame, batch_tokens):
+            for fitting, tensors in self._fitting(batch, compute):
+                now = fitting, OnTheWay(tensors)
+                if before is not None:
+                    yield from parted(*before)
+                before = now
+        if before is not None:
+            yield from parted(*before)
+
+    def _fitting(
+        self, batch: _Batch, compute: Callable[[list[Prepared]], tuple[Tensor, ...]]
+    ) -> Iterator[tuple[_Batch, tuple[Tensor, ...]]]:
+        """Compute a batch; where memory ends, in parts of half as many tokens, which is then the bound for all others.
+
+        Raises: ModelError if one text alone is too much.
+        """
+        waiting = [batch]
+        while waiting:
+            some = waiting.pop()
+            lengths = [len(text.ids) for text in some.texts]
+            if len(lengths) > 1 and sum(lengths) > self._fits:
+                parts = reversed(pack(lengths, self._fits))
+                waiting += [_Batch([some.places[at] for at in one], [some.texts[at] for at in one]) for one in parts]
+                continue
+            try:
+                tensors = compute(some.texts)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            else:
+                yield some, tensors
+                continue
+            # Not where the error is caught: it holds the tensors of the attempt.
+            self._halve(lengths)
+            waiting.append(some)
+
+    def _halve(self, lengths: list[int]) -> None:
+        """Lower the bound on a batch's tokens to half of those that did not fit; say so the first time."""
+        tokens = sum(lengths)
+        if len(lengths) == 1:
+            raise ModelError(
+                f"memory of {self.device} ended on a text of {tokens} tokens, which cannot be split: load the model "
+                "with a lower document_length or query_length, or on a device with more memory"
+            )
+        if self._fits == _UNBOUNDED:
+            warnings.warn(
+                f"memory of {self.device} ended on a batch of {tokens} tokens: going on with half as many, and half of "
+                "those if need be; vectors do not depend on it",
+                MbretrieveWarning,
+                stacklevel=2,
+            )
+        self._fits = max(1, tokens // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _batches(self, texts: Sequence[str], frame: Frame, batch_tokens: int) -> Iterator[_Batch]:
+        """Cut texts into batches of at most ``batch_tokens`` tokens."""
         if isinstance(texts, str):
             raise TypeError("a single string came, expected a list of texts")
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens is {batch_tokens}, expected at least 1")
-        first, window = 0, list[Prepared]()
+        first = 0
+        windows = self._windows(texts, frame)
+        for window in ahead(windows) if self.device.type in _TOKENIZED_AHEAD else windows:
+            for batch in pack([len(text.ids) for text in window], batch_tokens):
+                yield _Batch([first + at for at in batch], [window[at] for at in batch])
+            if frame is self.documents and any(text.cut for text in window):
+                self._say_cut()
+            first += len(window)
+
+    def _say_cut(self) -> None:
+        """Say once that documents are cut; of a query, ``query_was_cut`` tells."""
+        if not self._said_cut:
+            self._said_cut = True
+            warnings.warn(
+                f"a document has more than {self.document_capacity} tokens and is cut there, as longer ones will be: a "
+                "Retriever, and `mbretrieve index`, make windows of them",
+                MbretrieveWarning,
+                stacklevel=2,
+            )
+
+    def _windows(self, texts: Sequence[str], frame: Frame) -> Iterator[list[Prepared]]:
+        """Tokenize texts, so many at a time that batches can be made of like ones."""
+        window = list[Prepared]()
         for start in range(0, len(texts), _WINDOW_TEXTS):
             window += frame.prepare(texts[start : start + _WINDOW_TEXTS])
             last = start + _WINDOW_TEXTS >= len(texts)
-            if not last and sum(len(text.ids) for text in window) < _WINDOW_TOKENS:
-                continue
-            for batch in pack([len(text.ids) for text in window], batch_tokens):
-                yield [first + at for at in batch], [window[at] for at in batch]
-                if progress is not None:
-                    progress(len(batch))
-            first, window = first + len(window), []
+            if last or sum(len(text.ids) for text in window) >= _WINDOW_TOKENS:
+                yield window
+                window = []

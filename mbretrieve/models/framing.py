@@ -13,10 +13,12 @@ from mbretrieve.models.tokenizer import Content, Tokenizer
 
 
 class Prepared(NamedTuple):
-    """A text as the backbone sees it: all its token ids, and how many of them at the end are query expansion."""
+    """A text as the backbone sees it: all its token ids, how many of them at the end are query expansion, and whether
+    some of its own were cut off."""
 
     ids: list[int]
     filling: int
+    cut: bool
 
 
 class Frame:
@@ -49,9 +51,13 @@ class Frame:
     def prepare(self, texts: Sequence[str]) -> list[Prepared]:
         """Tokenize texts and put the frame around them."""
         length = 0 if self._expansion is None else self._expansion.length
-        framed = [[*self.head, *content.ids, *self.tail] for content in self.contents(texts)]
+        contents = self.contents(texts)
+        framed = [[*self.head, *content.ids, *self.tail] for content in contents]
         lacking = [max(0, length - len(ids)) for ids in framed]
-        return [Prepared(ids + self._filler * count, count) for ids, count in zip(framed, lacking, strict=True)]
+        return [
+            Prepared(ids + self._filler * count, count, content.cut)
+            for ids, count, content in zip(framed, lacking, contents, strict=True)
+        ]
 
     def attended(self, batch: Sequence[Prepared]) -> NDArray[np.bool_] | None:
         """Say of each token of a batch, (T,), whether others may see it; None: they all may."""

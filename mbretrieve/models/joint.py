@@ -1,6 +1,6 @@
 """JointEncoder: from one forward a text's one vector, to fetch it by, and its tokens' vectors, to rank it by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbretrieve.models.colbert import late_scores, token_rows
+from mbretrieve.models.colbert import late_scores, scaled_rows, token_rows
 from mbretrieve.models.dense import pool_states
 from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
-from mbretrieve.models.framing import Frame
+from mbretrieve.models.framing import Frame, Prepared
 from mbretrieve.models.lines import line_shares
 from mbretrieve.types import FloatArray, JointVectors, Kind
 
@@ -57,11 +57,16 @@ class JointEncoder(TextEncoder):
         self, texts: Sequence[str], frame: Frame, batch_tokens: int, progress: Progress | None
     ) -> list[JointVectors]:
         out: dict[int, JointVectors] = {}
+
+        def compute(batch: list[Prepared]) -> tuple[Tensor, Tensor]:
+            states = self.hidden_states(batch, frame)
+            means = pool_states(states, [len(text.ids) for text in batch], 0, "mean").float()
+            pooled = torch.nn.functional.normalize(means, dim=-1)
+            return scaled_rows(self.projection(states), frame, self.dim), pooled
+
+        def part(batch: list[Prepared], rows: FloatArray, pooled: FloatArray) -> Iterable[JointVectors]:
+            return map(JointVectors, token_rows(batch, rows, frame), pooled.copy())
+
         with torch.inference_mode():
-            for places, batch in self._batches(texts, frame, batch_tokens, progress):
-                states = self.hidden_states(batch, frame)
-                rows = token_rows(self.projection(states), batch, frame, self.dim)
-                means = pool_states(states, [len(text.ids) for text in batch], 0, "mean").float()
-                pooled = torch.nn.functional.normalize(means, dim=-1).cpu().numpy()
-                out |= dict(zip(places, map(JointVectors, rows, pooled), strict=True))
+            out |= self._each(texts, frame, batch_tokens, progress, compute, part)
         return [out[place] for place in range(len(texts))]

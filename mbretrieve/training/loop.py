@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mbretrieve.errors import ModelError
+from mbretrieve.models.transfer import out_of_memory
 from mbretrieve.training.books import Books, Evaluate
 from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import shard
@@ -22,7 +23,7 @@ from mbretrieve.training.gathering import gather_counts, gather_rows
 from mbretrieve.training.gradcache import cached_backward
 from mbretrieve.training.objective import Representations, targets
 from mbretrieve.training.optim import set_learning_rate
-from mbretrieve.training.running import Outcome, out_of_memory, signals
+from mbretrieve.training.running import Outcome, signals
 from mbretrieve.training.schedule import learning_rate_factor
 from mbretrieve.training.setup import Run, prepare
 from mbretrieve.training.steps import Ahead, Step, cut, tokenize

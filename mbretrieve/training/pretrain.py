@@ -24,6 +24,7 @@ from mbretrieve.errors import DataError, MissingExtraError, ModelError
 from mbretrieve.models.card import DataSource, TrainingFacts
 from mbretrieve.models.device import resolve_dtype
 from mbretrieve.models.tokenizer import Tokenizer
+from mbretrieve.models.transfer import out_of_memory
 from mbretrieve.training import state
 from mbretrieve.training.curves import Log, write_curves
 from mbretrieve.training.masked_lm import MaskedLanguageModel
@@ -37,7 +38,6 @@ from mbretrieve.training.running import (
     Outcome,
     last_checkpoint,
     make_accelerator,
-    out_of_memory,
     signals,
 )
 from mbretrieve.training.schedule import learning_rate_factor

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from mbretrieve.errors import DataError, MissingExtraError, ModelError
 from mbretrieve.training import state
 
@@ -92,8 +90,3 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that memory ended: torch's allocator on a CPU has no class of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -169,3 +169,27 @@ def test_odd_file_names(repo: Path, mbretrieve: Command, name: str) -> None:
     hits = json.loads(mbretrieve("search", "blow the whistle", "-k", 1, "--json").out)
     assert hits[0]["metadata"]["name"] == "blow_the_whistle"
     assert mbretrieve("search", "blow the whistle", "-k", 1, "-l").out == name.replace("\n", "\\n") + "\n"
+
+
+def test_several_devices_give_the_index_that_one_gives(tmp_path: Path, mbretrieve: Command) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(40):  # together more than a batch: less is not handed to other processes
+        lines = [f"Chapter {number}, line {line}: the keeper of the lighthouse counts ships." for line in range(25)]
+        (folder / f"{number}.txt").write_text("\n".join(lines))
+    found = []
+    for device in ("cpu", "cpu,cpu"):
+        place = tmp_path / device
+        done = mbretrieve("index", folder, "--index", place, "--device", device, "--dtype", "float32")
+        assert (done.status, done.err) == (0, "")
+        assert "40 new" in done.out
+        asked = ("search", "who counts ships in chapter 7", "--index", place, "-k", 40, "--mode", "semantic", "--json")
+        found.append({hit["id"]: hit["score"] for hit in json.loads(mbretrieve(*asked).out)})
+    assert found[0].keys() == found[1].keys()
+    assert all(found[1][id] == pytest.approx(score, abs=1e-3) for id, score in found[0].items())
+
+
+def test_a_device_that_is_not_here_is_named(repo: Path, mbretrieve: Command) -> None:
+    assert "device is 'nonsense', expected a torch device" in one_line(
+        mbretrieve("index", repo, "--device", "nonsense,cpu")
+    )
