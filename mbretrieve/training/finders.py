@@ -15,7 +15,7 @@ from mbretrieve.evaluation.encoding import Metered
 from mbretrieve.evaluation.rerankers import Reranker
 from mbretrieve.retriever import Retriever
 from mbretrieve.training.pairs import Scores, text_id
-from mbretrieve.types import Document, Encoder, Hit, Progress
+from mbretrieve.types import Document, Encoder, Hit, Progress, rows_of
 
 
 def of_reranker(reranker: Reranker) -> Scores:
@@ -28,7 +28,8 @@ def of_reranker(reranker: Reranker) -> Scores:
 
 
 def of_encoder(encoder: Encoder) -> Scores:
-    """Score by an encoder's vectors, exactly: MaxSim, or the cosine. A text of many queries is encoded once."""
+    """Score by an encoder's vectors, exactly: MaxSim, a joint model's too, or the cosine. A text of many queries is
+    encoded once."""
 
     def scores(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         import torch
@@ -37,11 +38,11 @@ def of_encoder(encoder: Encoder) -> Scores:
 
         distinct = list(dict.fromkeys(chain.from_iterable(texts)))
         places = {text: place for place, text in enumerate(distinct)}
-        vectors = [torch.from_numpy(np.atleast_2d(rows)) for rows in encoder.encode_documents(distinct)]
+        vectors = [torch.from_numpy(rows_of(found, "colbert")) for found in encoder.encode_documents(distinct)]
         out: list[list[float]] = []
         for query, some in zip(encoder.encode_queries(queries), texts, strict=True):
             rows = [vectors[places[text]] for text in some]
-            question = torch.from_numpy(np.atleast_2d(query))
+            question = torch.from_numpy(rows_of(query, "colbert"))
             if not rows:
                 out.append([])
             elif encoder.identity.kind == "dense":
@@ -55,7 +56,7 @@ def of_encoder(encoder: Encoder) -> Scores:
 
 
 class EncoderFinder:
-    """A late-interaction or dense encoder, through an index of its own.
+    """A late-interaction, dense or joint encoder, through an index of its own.
 
     A text is cut at the encoder's length, as training cuts it: no windows. Ranks are the index's: those of exact search
     in one that keeps vectors as they came, near it in one that is large enough to be packed. With ``stored``, scores

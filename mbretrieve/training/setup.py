@@ -24,7 +24,7 @@ from mbretrieve.training.student import Student, starting_point
 
 # What may be another when a run goes on: nothing that decides what a step does.
 _PORTIONS = ("token_budget", "log_every", "save_every", "keep", "evaluate_every", "trackers")
-FREE = frozenset({*(f"run.{name}" for name in _PORTIONS), "model.gradient_checkpointing", "evaluation"})
+FREE = frozenset({*(f"run.{name}" for name in _PORTIONS), "model.gradient_checkpointing", "evaluation", "card"})
 
 
 @dataclass(slots=True)

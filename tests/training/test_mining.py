@@ -19,7 +19,7 @@ from mbretrieve.training import mining
 from mbretrieve.training.finders import Bm25Finder, EncoderFinder, of_encoder, of_reranker
 from mbretrieve.training.mining import MARGIN, POSITIVE, QUERY, MiningOptions, MiningReport, Teacher, mine
 from mbretrieve.training.pairs import BeirFolder, Pair, PairFile, open_pairs, text_id
-from mbretrieve.types import Document, Hit, Kind, Progress
+from mbretrieve.types import Document, Hit, Kind, Progress, rows_of
 from tests.evaluation.sets import MODULES, functions, write_set
 
 Rows = list[dict[str, Any]]
@@ -73,11 +73,12 @@ def all_scores(kind: Kind, model: Any, queries: list[str], texts: list[str]) -> 
     questions, rows = model.encode_queries(queries), model.encode_documents(texts)
     if kind == "dense":
         return np.asarray(questions @ rows.T)
-    return np.array([[(one @ other.T).max(axis=1).sum() for other in rows] for one in questions])
+    asked, answers = ([rows_of(text, "colbert") for text in side] for side in (questions, rows))
+    return np.array([[(one @ other.T).max(axis=1).sum() for other in answers] for one in asked])
 
 
 @pytest.mark.parametrize("margin", [{}, {"relative_margin": 0.1}, {"margin": 0.05}])
-@pytest.mark.parametrize("kind", ["colbert", "dense"])
+@pytest.mark.parametrize("kind", ["colbert", "dense", "joint"])
 def test_an_encoder_mines_as_brute_force_does(
     tmp_path: Path, known: list[Pair], kind: Kind, margin: dict[str, float]
 ) -> None:
