@@ -64,14 +64,13 @@ def write_texts(arguments: argparse.Namespace) -> None:
     random.Random(0).shuffle(every)
     arguments.output.mkdir(parents=True, exist_ok=True)
     sizes = {"texts": 0, "held-out": 0}
-    files = {name: gzip.open(arguments.output / f"{name}.jsonl.gz", "wt", encoding="utf-8") for name in sizes}
-    for package, text in every:
-        name = "texts" if zlib.crc32(package.encode()) % HELD_OUT else "held-out"
-        if sizes[name] < arguments.characters:
-            sizes[name] += len(text)
-            files[name].write(json.dumps({"text": text}) + "\n")
-    for file in files.values():
-        file.close()
+    for name in sizes:
+        with gzip.open(arguments.output / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            for package, text in every:
+                held_out = zlib.crc32(package.encode()) % HELD_OUT == 0
+                if held_out == (name == "held-out") and sizes[name] < arguments.characters:
+                    sizes[name] += len(text)
+                    file.write(json.dumps({"text": text}) + "\n")
     print(json.dumps({"characters": sizes}))
 
 

@@ -403,13 +403,19 @@ def _matches(
 ) -> list[list[Match]]:
     """Give ranked contents the ids of their documents, for each query of those that passed (n, 2), and check the stored
     bytes of their rows and vectors."""
-    view.check(distinct(np.array([one.position for some in ranked for one in some], dtype=np.int64)))
+    positions = distinct(np.array([one.position for some in ranked for one in some], dtype=np.int64))
+    view.check(positions)
+    windows = dict(zip(positions.tolist(), view.windows(positions), strict=True))
+    # Looked up at once where the same documents passed for all queries: a query's own look-up costs as much.
+    together = all(documents is passed[0] for documents in passed)
+    ids = owners(catalogue, {one.content for some in ranked for one in some}, passed[0]) if together and passed else {}
     results = []
     for some, documents in zip(ranked, passed, strict=True):
-        ids = owners(catalogue, [one.content for one in some], documents)
+        if not together:
+            ids = owners(catalogue, [one.content for one in some], documents)
         matches = []
         for one in some:
-            window = view.window(one.position)
+            window = windows[one.position]
             span = window.start, window.stop
             matches += [Match(id, one.score, window.number, span) for id in ids[one.content]]
         results.append(sorted(matches, key=best_first)[:k])

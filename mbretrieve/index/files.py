@@ -94,6 +94,8 @@ class MappedFolder:
     def check(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """Check the blocks that hold these ranges of a file's bytes, each block once. Raises: IndexFormatError."""
         unchecked = self._unchecked[name]
+        if not unchecked.any():
+            return
         some = stops > starts
         # A range may be longer than a block: every block between the first and the last is meant.
         depth = np.zeros(len(unchecked) + 1, dtype=np.int64)

@@ -154,6 +154,10 @@ class View:
             for i in np.flatnonzero(scores >= cut)
         ]
 
+    def windows(self, positions: Integers) -> list[Window]:
+        """Return which windows have some positions, which rise."""
+        return [window for segment, _, rows in self.by_segment(positions) for window in segment.windows.read(rows)]
+
     def check(self, positions: Integers) -> None:
         """Check the stored bytes of some windows' vectors. Raises: IndexFormatError naming a damaged file."""
         for segment, _, rows in self.by_segment(positions):

@@ -69,8 +69,13 @@ class Windows:
         return np.asarray(self._table[rows, 0], dtype=np.int64)
 
     def __getitem__(self, row: int) -> Window:
-        self._check(np.array([row]))
-        return Window(*self._table[row].tolist())
+        [window] = self.read(np.array([row]))
+        return window
+
+    def read(self, rows: Integers) -> list[Window]:
+        """Return the windows in some rows."""
+        self._check(rows)
+        return [Window(*fields) for fields in self._table[rows].tolist()]
 
     @cached_property
     def places(self) -> Places:

@@ -186,8 +186,8 @@ def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
     lines = [how]
     if facts.joint:
         lines.append(
-            "It was trained with a second head, of one vector a text: the mean of the last hidden states at unit length. "
-            "mbretrieve's `JointEncoder`, and its `--kind joint`, find by the one and rank by the other."
+            "It was trained with a second head, of one vector a text: the mean of the last hidden states at unit "
+            "length. mbretrieve's `JointEncoder`, and its `--kind joint`, find by the one and rank by the other."
         )
     if facts.base_model:
         hub = hub_name(facts.base_model)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mbretrieve.errors import DataError, MissingExtraError, ModelError
+from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.models.card import DataSource, TrainingFacts
 from mbretrieve.models.device import resolve_dtype
 from mbretrieve.models.tokenizer import Tokenizer

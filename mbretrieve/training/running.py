@@ -68,6 +68,11 @@ def make_accelerator(output: Path, trackers: Sequence[str] = ()) -> Any:
         accelerate.InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
     ]
     try:
+        # Of trackers that it does not find accelerate only warns, and the run would be tracked by nobody.
+        known = {str(tracker) for tracker in importlib.import_module("accelerate.utils").LoggerType}
+        found = {str(tracker) for tracker in importlib.import_module("accelerate.tracking").get_available_trackers()}
+        if lacking := [name for name in trackers if name in known - {"all"} and name not in found]:
+            raise DataError(f"run.trackers names {lacking[0]}, which is not installed: install it, or leave it out")
         return accelerate.Accelerator(
             log_with=list(trackers) or None, project_dir=str(output), kwargs_handlers=handlers
         )

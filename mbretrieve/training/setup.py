@@ -110,6 +110,8 @@ class _SentenceTransformer:
             module = importlib.import_module("sentence_transformers")
         except ModuleNotFoundError as error:
             raise MissingExtraError("sentence-transformers", "rerank", "loss.teacher") from error
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise ModelError(f"loss.teacher: there is no folder {name}: name one, or a model of the Hugging Face Hub")
         try:
             self._model = module.SentenceTransformer(name, device=str(device), trust_remote_code=False)
         except (OSError, ValueError, RuntimeError) as error:
