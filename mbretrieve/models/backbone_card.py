@@ -31,11 +31,13 @@ def backbone_card(config: ModernBertConfig, tensors: Mapping[str, Tensor], facts
     """Write README.md of a folder that holds a ModernBERT with its masked-language head."""
     from huggingface_hub import ModelCardData
 
+    licence, licence_name = licence_fields(facts.licence)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
         tags=["mbretrieve", "modernbert", "masked-lm"],
-        **licence_fields(facts.licence),
+        license=licence,
+        license_name=licence_name,
         base_model=hub_name(facts.base_model),
     )
     origin = f" Trained from {inline(facts.base_model)}." if facts.base_model else ""

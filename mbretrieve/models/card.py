@@ -135,7 +135,7 @@ def model_card(model: Checkpoint, layout: str, facts: TrainingFacts) -> str:
         f"---\n{_front_matter(model.settings.kind, reading, facts)}---\n",
         f"# {inline(facts.name or 'A retrieval model')}\n",
         _summary(model, facts),
-        _use(model.settings.kind, reading, facts),
+        _use(model, reading, facts),
         _sizes(model),
         _sides(model),
         making(facts),
@@ -158,24 +158,26 @@ def _front_matter(kind: Kind, reading: _Reading, facts: TrainingFacts) -> str:
         )
         for metric in facts.metrics
     ]
+    licence, licence_name = licence_fields(facts.licence)
     data = ModelCardData(
         model_name=(facts.name or "model") if results else None,
         eval_results=results or None,
         library_name=reading.library,
         pipeline_tag="sentence-similarity" if kind == "dense" else "feature-extraction",
         tags=["mbretrieve", "modernbert", "information-retrieval", *reading.tags],
-        **licence_fields(facts.licence),
+        license=licence,
+        license_name=licence_name,
         base_model=hub_name(facts.base_model),
         datasets=list(dict.fromkeys(filter(None, (hub_name(source.hub) for source in facts.data)))) or None,
     )
     return f"{data.to_yaml()}\n"
 
 
-def licence_fields(licence: str | None) -> dict[str, str | None]:
-    """Return a licence as the front matter has it: one that the Hub may know, else another one's name."""
+def licence_fields(licence: str | None) -> tuple[str | None, str | None]:
+    """Return front matter's ``license`` and ``license_name``: one that the Hub may know, or "other" and its name."""
     if licence is None or _LICENCE.fullmatch(licence.lower()):
-        return {"license": licence and licence.lower()}
-    return {"license": "other", "license_name": licence}
+        return licence and licence.lower(), None
+    return "other", licence
 
 
 def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
@@ -197,14 +199,17 @@ def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
     return " ".join(lines) + "\n"
 
 
-def _use(kind: Kind, reading: _Reading, facts: TrainingFacts) -> str:
-    name = hub_name(facts.name)
+def _use(model: Checkpoint, reading: _Reading, facts: TrainingFacts) -> str:
+    name, kind = hub_name(facts.name), model.settings.kind
+    # Before version 6 a model of one vector a text had one length for queries and documents.
+    parted = kind == "dense" and model.settings.queries.length != model.settings.documents.length
     text = "## Use\n"
     if name is None:
         text += '\nThe programs name the model `"."`, which is this folder.\n'
     for reader in (_MBRETRIEVE[kind], *((_POOLED,) if facts.joint else ()), *reading.readers):
         program = dedent(reader.program).strip().format(encoder=reader.encoder, name=f'"{name or "."}"')
-        text += f'\n{reader.name}, `pip install "{reader.install}"`:\n\n```python\n{program}\n```\n'
+        install = f"{reader.install}>=6" if parted and reader is _SENTENCE_TRANSFORMER else reader.install
+        text += f'\n{reader.name}, `pip install "{install}"`:\n\n```python\n{program}\n```\n'
     return text
 
 

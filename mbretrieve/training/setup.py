@@ -110,10 +110,12 @@ class _SentenceTransformer:
             module = importlib.import_module("sentence_transformers")
         except ModuleNotFoundError as error:
             raise MissingExtraError("sentence-transformers", "rerank", "loss.teacher") from error
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        if name.startswith((".", "/", "~")) and not folder.is_dir():
             raise ModelError(f"loss.teacher: there is no folder {name}: name one, or a model of the Hugging Face Hub")
+        where = str(folder) if folder.is_dir() else name
         try:
-            self._model = module.SentenceTransformer(name, device=str(device), trust_remote_code=False)
+            self._model = module.SentenceTransformer(where, device=str(device), trust_remote_code=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"loss.teacher {name} cannot be loaded: {' '.join(str(error).split())}") from error
         self.dim: int = len(self._model.encode(["a"])[0])
