@@ -31,7 +31,7 @@ from machine import provenance, write
 DOCUMENT = 40_000  # characters
 HELD_OUT = 50  # one package in so many
 SHORT, LONG = 1024, 8192
-MEASURED, COMPARED = 24, 2  # documents of 8,192 tokens: measured, and given to transformers
+COMPARED = 1  # documents of 8,192 tokens that transformers reads, too
 
 
 # Texts
@@ -77,8 +77,8 @@ def write_texts(arguments: argparse.Namespace) -> None:
 # Measuring
 
 
-def masked(held_out: Path, folder: Path) -> list[Any]:
-    """The first 8,192 tokens of held-out documents, and masks for them."""
+def masked(held_out: Path, folder: Path, count: int) -> list[Any]:
+    """The first 8,192 tokens of the first so many held-out documents that are as long, and masks for them."""
     import numpy as np
 
     from mbretrieve.models.tokenizer import ROLES, Tokenizer
@@ -93,12 +93,14 @@ def masked(held_out: Path, folder: Path) -> list[Any]:
     found = []
     with gzip.open(held_out, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines):
+            if len(found) == count:
+                break
             [content] = tokenizer.first_tokens([json.loads(line)["text"]], room)
             if len(content.ids) == room:
                 ids = np.asarray(content.ids)
                 inputs, chosen = mask_tokens(ids, ordinary, mask, np.random.default_rng([7, number]))
                 found.append((tokenizer, ids, inputs, chosen))
-    return found[:MEASURED]
+    return found
 
 
 def measured(model: Any, documents: list[Any], length: int) -> dict[str, float]:
@@ -115,7 +117,7 @@ def measured(model: Any, documents: list[Any], length: int) -> dict[str, float]:
             places = torch.from_numpy(np.flatnonzero(chosen[part]) + len(tokenizer.prefix))
             labels = torch.from_numpy(ids[part][chosen[part]].astype(np.int64))
             with torch.no_grad():
-                logits = model(torch.from_numpy(sequence))[places].float()
+                logits = model(torch.from_numpy(sequence), places).float()
             loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(dim=1) == labels).sum())
             count += len(labels)
@@ -125,27 +127,34 @@ def measured(model: Any, documents: list[Any], length: int) -> dict[str, float]:
 def ours(folder: Path, theta: float | None = None) -> Any:
     from dataclasses import replace
 
+    import torch
+
     from mbretrieve.training.masked_lm import MaskedLanguageModel
     from mbretrieve.training.pretrain_start import open_model
 
     _, config, state = open_model(folder)
     config = replace(config, max_position_embeddings=LONG, global_rope_theta=theta or config.global_rope_theta)
     model = MaskedLanguageModel(config, state).eval()
-    return lambda sequence: model.logits(sequence, [len(sequence)])
+
+    def guess(sequence: Any, places: Any) -> Any:
+        hidden = model.head(model.model(sequence, [len(sequence)])[places])
+        return torch.nn.functional.linear(hidden, model.embeddings, model.decoder.bias)
+
+    return guess
 
 
 def theirs(folder: Path) -> Any:
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype="float32", attn_implementation="sdpa").eval()
-    return lambda sequence: model(sequence[None]).logits[0]
+    return lambda sequence, places: model(sequence[None]).logits[0][places]
 
 
 def measure(arguments: argparse.Namespace) -> None:
     from mbretrieve.training.pretrain_config import PretrainConfig
 
     config = PretrainConfig.load(arguments.run / "recipe.toml")
-    documents = masked(arguments.held_out, arguments.run)
+    documents = masked(arguments.held_out, arguments.run, arguments.documents)
     ends, step = {}, 0
     for phase in config.phase:
         step += phase.total_steps
@@ -209,6 +218,7 @@ def main() -> None:
     run.add_argument("run", type=Path)
     run.add_argument("--held-out", type=Path, required=True)
     run.add_argument("--output", type=Path, required=True)
+    run.add_argument("--documents", type=int, default=24, help="Of 8,192 tokens, to measure on.")
     run.add_argument("--pretrained-with", default="", help="The command of the run, for the record.")
     run.set_defaults(run_part=measure)
     arguments = parser.parse_args()
