@@ -12,7 +12,8 @@ the seconds between the end of the second step and that of the last. The first l
 
 --memory: the peak of resident memory above model, gradients and optimiser, of GradCache on late interaction with texts
 of 180 tokens in batches of 1,024, against batches of 64 in one piece. --processes: two gloo processes of one thread
-against one process of two: whether the losses are the same, and tokens a second of both.
+against one process of two: whether the losses are the same, and tokens a second of both. Each of the three is a run of
+its own; in OUT they stand beside each other.
 """
 
 import argparse
@@ -278,7 +279,8 @@ def main() -> None:
     if arguments.worker:
         worker(arguments)
         return
-    part = memory_ratio if arguments.memory else processes if arguments.processes else speed
+    name = "memory" if arguments.memory else "processes" if arguments.processes else "speed"
+    part = {"memory": memory_ratio, "processes": processes, "speed": speed}[name]
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "pairs.jsonl"
         rows = read_pairs(arguments.pairs, max(4096, arguments.batch * arguments.steps))
@@ -286,7 +288,9 @@ def main() -> None:
             rows = [{name: " ".join([text] * 200)[:4000] for name, text in row.items()} for row in rows]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         found = part(data, arguments)
-    write({**provenance("torch", "transformers", "sentence-transformers", "accelerate"), **found}, arguments.json)
+    there = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+    versions = provenance("torch", "transformers", "sentence-transformers", "accelerate")
+    write({**there, name: {**versions, **found}}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from mbretrieve.errors import DataError
 if TYPE_CHECKING:
     from mbretrieve.training.mining import Finder, MiningReport, Teacher
 
-FinderKind = Literal["colbert", "dense", "bm25"]
+FinderKind = Literal["colbert", "dense", "joint", "bm25"]
 TeacherKind = Literal["cross-encoder", "colbert", "dense"]
 
 
@@ -21,7 +21,7 @@ TeacherKind = Literal["cross-encoder", "colbert", "dense"]
 @click.argument("pairs", type=click.Path(path_type=Path), metavar="PAIRS")
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE.jsonl[.gz]")
 @click.option("--split", default="train", show_default=True, help="Whose judgements, of a folder in BEIR layout.")
-@model_options_of("colbert", "dense", "bm25")
+@model_options_of("colbert", "dense", "joint", "bm25")
 @click.option("--query-length", type=click.IntRange(min=1), metavar="N", help="Tokens of a query.")
 @click.option("--document-length", type=click.IntRange(min=1), metavar="N", help="Tokens at which a text is cut.")
 @click.option("--negatives", type=click.IntRange(min=1), default=7, show_default=True, metavar="N", help="For a pair.")

@@ -421,9 +421,13 @@ def _matches(
     positions = distinct(np.array([one.position for some in ranked for one in some], dtype=np.int64))
     view.check(positions)
     windows = dict(zip(positions.tolist(), view.windows(positions), strict=True))
+    # Looked up at once where the same documents passed for all queries: a query's own look-up costs as much.
+    together = all(documents is passed[0] for documents in passed)
+    ids = owners(catalogue, {one.content for some in ranked for one in some}, passed[0]) if together and passed else {}
     results = []
     for some, documents in zip(ranked, passed, strict=True):
-        ids = owners(catalogue, [one.content for one in some], documents)
+        if not together:
+            ids = owners(catalogue, [one.content for one in some], documents)
         matches = []
         for one in some:
             window = windows[one.position]

@@ -95,6 +95,8 @@ class MappedFolder:
     def check(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """Check the blocks that hold these ranges of a file's bytes, each block once. Raises: IndexFormatError."""
         unchecked = self._unchecked[name]
+        if not unchecked.any():
+            return
         some = stops > starts
         blocks = spread(starts[some] // BLOCK, (stops[some] - 1) // BLOCK + 1)
         self._check_blocks(name, distinct(blocks[unchecked[blocks]]).tolist())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mbretrieve import __version__
-from mbretrieve.models.card import TrainingFacts, hub_name, inline, making, table
+from mbretrieve.models.card import TrainingFacts, hub_name, inline, licence_fields, making, table
 from mbretrieve.models.config import ModernBertConfig
 
 _USE = """\
@@ -31,14 +31,17 @@ def backbone_card(config: ModernBertConfig, tensors: Mapping[str, Tensor], facts
     """Write README.md of a folder that holds a ModernBERT with its masked-language head."""
     from huggingface_hub import ModelCardData
 
+    licence, licence_name = licence_fields(facts.licence)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
         tags=["mbretrieve", "modernbert", "masked-lm"],
-        license=facts.licence,
+        license=licence,
+        license_name=licence_name,
         base_model=hub_name(facts.base_model),
     )
     origin = f" Trained from {inline(facts.base_model)}." if facts.base_model else ""
+    origin += f" Licence of the weights: {inline(facts.licence)}." if facts.licence else ""
     rows = [
         ("parameters", f"{sum(tensor.numel() for tensor in tensors.values()):,}"),
         ("layers", f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads"),

@@ -49,7 +49,7 @@ class TrainingFacts:
 
     ``name``: the model's, "owner/name" if it goes to the Hub. ``base_model``: what training began with; it is linked if
     it is a name on the Hub. ``licence``: of the weights, in the Hub's spelling ("apache-2.0"). ``recipe``: the whole
-    recipe, as TOML.
+    recipe, as TOML. ``joint``: a late-interaction model was trained with a pooled head too.
     """
 
     name: str | None = None
@@ -59,6 +59,7 @@ class TrainingFacts:
     data: tuple[DataSource, ...] = ()
     metrics: tuple[Metric, ...] = ()
     seeds: tuple[int, ...] = ()
+    joint: bool = False
 
 
 class _Reader(NamedTuple):
@@ -109,6 +110,7 @@ _MBRETRIEVE: dict[Kind, _Reader] = {
     "colbert": _Reader("mbretrieve", "mbretrieve", "ColBERT", _OURS),
     "dense": _Reader("mbretrieve", "mbretrieve", "DenseEncoder", _OURS),
 }
+_POOLED = _Reader("mbretrieve, its second head", "mbretrieve", "DenseEncoder", _OURS)
 _MULTI_VECTOR = _Reader(
     "sentence-transformers", "sentence-transformers>=6", "MultiVectorEncoder", _SENTENCE_TRANSFORMERS
 )
@@ -133,7 +135,7 @@ def model_card(model: Checkpoint, layout: str, facts: TrainingFacts) -> str:
         f"---\n{_front_matter(model.settings.kind, reading, facts)}---\n",
         f"# {inline(facts.name or 'A retrieval model')}\n",
         _summary(model, facts),
-        _use(model.settings.kind, reading, facts),
+        _use(model, reading, facts),
         _sizes(model),
         _sides(model),
         making(facts),
@@ -156,19 +158,26 @@ def _front_matter(kind: Kind, reading: _Reading, facts: TrainingFacts) -> str:
         )
         for metric in facts.metrics
     ]
-    known = facts.licence is None or _LICENCE.fullmatch(facts.licence.lower())
+    licence, licence_name = licence_fields(facts.licence)
     data = ModelCardData(
         model_name=(facts.name or "model") if results else None,
         eval_results=results or None,
         library_name=reading.library,
         pipeline_tag="sentence-similarity" if kind == "dense" else "feature-extraction",
         tags=["mbretrieve", "modernbert", "information-retrieval", *reading.tags],
-        license=facts.licence.lower() if facts.licence and known else facts.licence and "other",
-        license_name=None if known else facts.licence,
+        license=licence,
+        license_name=licence_name,
         base_model=hub_name(facts.base_model),
         datasets=list(dict.fromkeys(filter(None, (hub_name(source.hub) for source in facts.data)))) or None,
     )
     return f"{data.to_yaml()}\n"
+
+
+def licence_fields(licence: str | None) -> tuple[str | None, str | None]:
+    """Return front matter's ``license`` and ``license_name``: one that the Hub may know, or "other" and its name."""
+    if licence is None or _LICENCE.fullmatch(licence.lower()):
+        return licence and licence.lower(), None
+    return "other", licence
 
 
 def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
@@ -177,6 +186,11 @@ def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
         "dense": "A ModernBERT of one vector a text, compared by cosine similarity.",
     }[model.settings.kind]
     lines = [how]
+    if facts.joint:
+        lines.append(
+            "It was trained with a second head, of one vector a text: the mean of the last hidden states at unit "
+            "length. mbretrieve's `JointEncoder`, and its `--kind joint`, find by the one and rank by the other."
+        )
     if facts.base_model:
         hub = hub_name(facts.base_model)
         lines.append(f"Trained from {f'[{hub}](https://huggingface.co/{hub})' if hub else inline(facts.base_model)}.")
@@ -185,14 +199,17 @@ def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
     return " ".join(lines) + "\n"
 
 
-def _use(kind: Kind, reading: _Reading, facts: TrainingFacts) -> str:
-    name = hub_name(facts.name)
+def _use(model: Checkpoint, reading: _Reading, facts: TrainingFacts) -> str:
+    name, kind = hub_name(facts.name), model.settings.kind
+    # Before version 6 a model of one vector a text had one length for queries and documents.
+    parted = kind == "dense" and model.settings.queries.length != model.settings.documents.length
     text = "## Use\n"
     if name is None:
         text += '\nThe programs name the model `"."`, which is this folder.\n'
-    for reader in (_MBRETRIEVE[kind], *reading.readers):
+    for reader in (_MBRETRIEVE[kind], *((_POOLED,) if facts.joint else ()), *reading.readers):
         program = dedent(reader.program).strip().format(encoder=reader.encoder, name=f'"{name or "."}"')
-        text += f'\n{reader.name}, `pip install "{reader.install}"`:\n\n```python\n{program}\n```\n'
+        install = f"{reader.install}>=6" if parted and reader is _SENTENCE_TRANSFORMER else reader.install
+        text += f'\n{reader.name}, `pip install "{install}"`:\n\n```python\n{program}\n```\n'
     return text
 
 

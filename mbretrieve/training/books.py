@@ -133,17 +133,23 @@ class Books:
     def _facts(self) -> TrainingFacts:
         """What the card of the model says of its making; figures only if it was evaluated as it is now."""
         config = self._run.config
-        hubs = {source.title: source.hub for source in config.data}
+        sources = {source.title: source for source in config.data}
         figures = self._metrics if self._measured == self._run.position.step else {}
         return TrainingFacts(
+            name=config.card.name,
             base_model=None if self._run.student.name == BUNDLED else config.model.start,
+            licence=config.card.licence,
             recipe=config.to_toml(),
-            data=tuple(DataSource(each.title, each.rows, hub=hubs[each.title]) for each in self._run.batches.shares),
+            data=tuple(
+                DataSource(each.title, each.rows, sources[each.title].licence, sources[each.title].hub)
+                for each in self._run.batches.shares
+            ),
             metrics=tuple(
                 Metric(name.partition(" ")[2] or "mean of the evaluated sets", name.partition(" ")[0], value)
                 for name, value in figures.items()
             ),
             seeds=(config.run.seed,),
+            joint=config.model.kind == "joint",
         )
 
     def _save(self) -> None:

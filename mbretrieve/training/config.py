@@ -79,6 +79,7 @@ class SourceConfig:
     negatives: Natural | None = None  # how many of an example's to use, the first ones; all
     limit: Count | None = None  # only the first so many rows; all
     teacher_vectors: str | None = None  # a folder: queries.npy and positives.npy, a teacher's vectors, one a row
+    licence: str | None = None  # of its texts, for the model's card
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.hub is None):
@@ -188,6 +189,14 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CardConfig:
+    """[card]: what the model's card cannot know from the run."""
+
+    name: str | None = None  # the model's, "owner/name" if it goes to the Hub
+    licence: str | None = None  # of the weights, in the Hub's spelling: "apache-2.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """A whole recipe. Raises: DataError, one line, for settings that contradict each other."""
 
@@ -198,6 +207,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
     def __post_init__(self) -> None:
         if not self.data:

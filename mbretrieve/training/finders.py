@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.evaluation.bm25 import BM25, K1, B
-from mbretrieve.evaluation.encoding import Metered
 from mbretrieve.evaluation.rerankers import Reranker
 from mbretrieve.retriever import Retriever
-from mbretrieve.training.pairs import Scores, text_id
-from mbretrieve.types import Document, Encoder, Hit, Progress
+from mbretrieve.training.pairs import Found, Scores, text_id
+from mbretrieve.types import Document, Encoder, Progress, rows_of
 
 
 def of_reranker(reranker: Reranker) -> Scores:
@@ -28,7 +28,8 @@ def of_reranker(reranker: Reranker) -> Scores:
 
 
 def of_encoder(encoder: Encoder) -> Scores:
-    """Score by an encoder's vectors, exactly: MaxSim, or the cosine. A text of many queries is encoded once."""
+    """Score by an encoder's vectors, exactly: MaxSim, a joint model's too, or the cosine. A text of many queries is
+    encoded once."""
 
     def scores(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         import torch
@@ -37,11 +38,11 @@ def of_encoder(encoder: Encoder) -> Scores:
 
         distinct = list(dict.fromkeys(chain.from_iterable(texts)))
         places = {text: place for place, text in enumerate(distinct)}
-        vectors = [torch.from_numpy(np.atleast_2d(rows)) for rows in encoder.encode_documents(distinct)]
+        vectors = [torch.from_numpy(rows_of(found, "colbert")) for found in encoder.encode_documents(distinct)]
         out: list[list[float]] = []
         for query, some in zip(encoder.encode_queries(queries), texts, strict=True):
             rows = [vectors[places[text]] for text in some]
-            question = torch.from_numpy(np.atleast_2d(query))
+            question = torch.from_numpy(rows_of(query, "colbert"))
             if not rows:
                 out.append([])
             elif encoder.identity.kind == "dense":
@@ -54,18 +55,37 @@ def of_encoder(encoder: Encoder) -> Scores:
     return scores
 
 
+class _Uncut:
+    """An encoder for which each document is one window, which it cuts itself (`types.Encoder`)."""
+
+    document_capacity = 1 << 62
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.identity = encoder.identity
+        self.encode_queries, self.encode_documents = encoder.encode_queries, encoder.encode_documents
+        self.line_scores = encoder.line_scores
+
+    def token_offsets(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """No token is looked for: whatever their number, there is one window."""
+        return [np.empty((0, 2), dtype=np.int64)] * len(texts)
+
+
 class EncoderFinder:
-    """A late-interaction or dense encoder, through an index of its own.
+    """A late-interaction, dense or joint encoder, through an index of its own.
 
     A text is cut at the encoder's length, as training cuts it: no windows. Ranks are the index's: those of exact search
     in one that keeps vectors as they came, near it in one that is large enough to be packed. With ``stored``, scores
-    are of the index's vectors, which are rounded; without, texts are encoded again and scored exactly.
+    are of the index's vectors, which are rounded if they are a token's; without, texts are encoded again and scored
+    exactly.
     """
 
     def __init__(self, encoder: Encoder, *, stored: bool = False) -> None:
         self._encoder, self._stored = encoder, stored
+        self.scored = stored or encoder.identity.kind == "dense"  # whose vectors an index keeps as they are
         self._exact = of_encoder(encoder)
         self._retriever: Retriever | None = None
+        self._asked: dict[str, Any] = {}  # the vectors of the queries searched last
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -74,7 +94,7 @@ class EncoderFinder:
 
     def build(self, texts: Iterable[Document], folder: Path, progress: Progress | None) -> None:
         """Encode and index texts in a folder, or what of them an interrupted run left to do."""
-        encoder = cast(Encoder, Metered(self._encoder, cut=True))
+        encoder = cast(Encoder, _Uncut(self._encoder))
         place = folder / "index"
         try:
             self._retriever = Retriever.open(place, encoder)
@@ -83,17 +103,22 @@ class EncoderFinder:
             self._retriever = Retriever.create(place, encoder)
         self._retriever.add(texts, progress=progress)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[Found]]:
         """Return for each query its best ``k`` texts, best first."""
-        return self._built().search(queries, k, mode="semantic")
+        self._asked = dict(zip(queries, self._encoder.encode_queries(queries), strict=True))
+        matches = self._built().index.search([self._asked[query] for query in queries], k)
+        return [[(match.id, match.score) for match in of_query] for of_query in matches]
+
+    def texts(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return texts by their ids."""
+        return {document.id: document.text for document in self._built().index.documents(set(ids))}
 
     def scores(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Score texts for each query; with ``stored`` only those that were indexed."""
-        if not self._stored:
+        """Score texts for each query that was searched last; where ``scored`` only those that were indexed."""
+        if not self.scored:
             return self._exact(queries, texts)
-        retriever = self._built()
         ids = [[text_id(text) for text in some] for some in texts]
-        found = retriever.index.score(retriever.model.encode_queries(queries), ids)
+        found = self._built().index.score([self._asked[query] for query in queries], ids)
         known = [{match.id: match.score for match in matches} for matches in found]
         return [[of_query[id] for id in some] for of_query, some in zip(known, ids, strict=True)]
 
@@ -111,8 +136,11 @@ class EncoderFinder:
 class Bm25Finder:
     """BM25 (`evaluation.bm25`), which holds all texts in memory. A text that shares no word with a query scores 0."""
 
+    scored = True
+
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
+        self._documents: list[Document] = []
         self._bm25: BM25 | None = None
 
     @property
@@ -122,13 +150,17 @@ class Bm25Finder:
 
     def build(self, texts: Iterable[Document], folder: Path, progress: Progress | None) -> None:  # noqa: ARG002
         """Index texts, in memory."""
-        documents = list(texts)
-        self._rows = {document.id: row for row, document in enumerate(documents)}
-        self._bm25 = BM25(documents)
+        self._documents = list(texts)
+        self._rows = {document.id: row for row, document in enumerate(self._documents)}
+        self._bm25 = BM25(self._documents)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[Found]]:
         """Return for each query its best ``k`` texts, best first; only those that share a word with it."""
-        return self._built().search(queries, k)
+        return [[(hit.id, hit.score) for hit in hits] for hits in self._built().search(queries, k)]
+
+    def texts(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return texts by their ids."""
+        return {id: self._documents[self._rows[id]].text for id in ids}
 
     def scores(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Score texts, which were indexed, for each query."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbretrieve.errors import ModelError
 from mbretrieve.models.transfer import out_of_memory
 from mbretrieve.training.books import Books, Evaluate
 from mbretrieve.training.config import TrainConfig
@@ -23,7 +22,7 @@ from mbretrieve.training.gathering import gather_counts, gather_rows
 from mbretrieve.training.gradcache import cached_backward
 from mbretrieve.training.objective import Representations, targets
 from mbretrieve.training.optim import set_learning_rate
-from mbretrieve.training.running import Outcome, signals
+from mbretrieve.training.running import Outcome, TokenBudget, signals
 from mbretrieve.training.schedule import learning_rate_factor
 from mbretrieve.training.setup import Run, prepare
 from mbretrieve.training.steps import Ahead, Step, cut, tokenize
@@ -79,9 +78,9 @@ class Loop:
     """From the next batch to its gradients."""
 
     def __init__(self, run: Run, say: Callable[[str], None]) -> None:
-        self._run, self._say = run, say
-        self._budget, self._fitted = run.config.run.token_budget, 0
+        self._run = run
         self._rank, self._ranks = run.accelerator.process_index, run.accelerator.num_processes
+        self._budget = TokenBudget(run.config.run.token_budget, self._ranks, say)
 
     def next_step(self) -> Step:
         """Read the next batch and tokenize this process's share."""
@@ -93,15 +92,19 @@ class Loop:
         """Add the gradient of a step's loss, and return the loss; a smaller token budget where memory ends."""
         whole = not self._run.objective.spans_examples
         while True:
-            batches = cut(self._run.student, step, self._budget, whole)
+            batches = cut(self._run.student, step, self._budget.tokens, whole)
             try:
                 loss = (self._accumulated if whole else self._cached)(step, batches)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._shrink(batches)
+                largest = max(batches, key=lambda batch: len(batch.ids))
+                # A query and a document can be parted only where the loss is not of whole examples.
+                texts = len(largest.query_ids) if whole else len(largest.lengths)
+                self._budget.shrink(len(largest.ids), texts, "model.document_length")
+                self._run.optimizer.zero_grad()
             else:
-                self._fitted = max(self._fitted, *(len(batch.ids) for batch in batches))
+                self._budget.fitted(max(len(batch.ids) for batch in batches))
                 return loss
 
     def agree(self, loss: Tensor, tokens: int, stop: bool) -> tuple[float, int, bool]:
@@ -184,26 +187,3 @@ class Loop:
         for parameter in self._run.objective.parameters():
             if self._ranks > 1 and parameter.grad is not None:
                 parameter.grad = self._run.accelerator.reduce(parameter.grad, "mean")
-
-    def _shrink(self, batches: list[MicroBatch]) -> None:
-        """Halve the token budget after a step that did not fit. Raises: ModelError if that cannot help."""
-        largest = max(batches, key=lambda batch: len(batch.ids))
-        tokens, fitted = len(largest.ids), f"{self._fitted} fitted" if self._fitted else "none has fitted yet"
-        if self._ranks > 1:
-            raise ModelError(
-                f"memory ended on a micro-batch of {tokens} tokens ({fitted}): set run.token_budget={tokens // 2}; the "
-                "loss does not depend on it"
-            ) from None
-        if len(largest.query_ids) <= 1 and len(largest.document_ids) <= 1:
-            raise ModelError(
-                f"memory ended on a micro-batch of {tokens} tokens ({fitted}), which cannot be cut: lower "
-                "model.document_length, or set model.gradient_checkpointing=true"
-            ) from None
-        self._budget = max(1, tokens // 2)
-        self._run.optimizer.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self._say(
-            f"memory ended on a micro-batch of {tokens} tokens ({fitted}): going on with "
-            f"run.token_budget={self._budget}, on which the loss does not depend"
-        )

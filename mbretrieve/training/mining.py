@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
-from mbretrieve.training.pairs import Pair, Pairs, Scores, text_id, text_key
-from mbretrieve.types import Document, Hit, Progress
+from mbretrieve.training.pairs import Found, Pair, Pairs, Scores, text_id, text_key
+from mbretrieve.types import Document, Progress
 
 BATCH = 128  # pairs that are searched and scored together, and lost at most when a run is killed
 WORK = ".work"  # the folder beside the output, while it is made
@@ -93,6 +93,9 @@ class MiningReport:
 class Finder(Protocol):
     """What ranks texts for a query (`training.finders`)."""
 
+    scored: bool
+    """Whether ``search`` gives the scores that ``scores`` would."""
+
     @property
     def identity(self) -> dict[str, Any]:
         """What decides its ranking and its scores, as JSON."""
@@ -100,11 +103,14 @@ class Finder(Protocol):
     def build(self, texts: Iterable[Document], folder: Path, progress: Progress | None) -> None:
         """Make ready to search the texts; ``folder`` is its own, and may hold what an interrupted run left."""
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[Found]]:
         """Return for each query its best ``k`` texts, best first."""
 
+    def texts(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return texts that were built in by their ids."""
+
     def scores(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Score texts that were built in for each query."""
+        """Score texts that were built in for each of some of the queries searched last."""
 
     def close(self) -> None:
         """Let go of files."""
@@ -152,7 +158,7 @@ def mine(
         _phase(progress, "indexing", None)
         finder.build(_documents(source.texts()), work, progress)
         _phase(progress, "mining", len(positives))
-        miner = _Miner(finder, teacher.scores if teacher else finder.scores, positives, options)
+        miner = _Miner(finder, teacher, positives, options)
         remaining = islice(source.pairs(), ledger.report.pairs, None)
         if progress is not None:
             progress.advance(ledger.report.pairs)
@@ -203,19 +209,27 @@ class _Positives:
 
 @dataclass(slots=True)
 class _Open:
-    """A pair whose negatives are being chosen: ``waiting`` are the texts not yet looked at, the next one last."""
+    """A pair whose negatives are being chosen: ``waiting`` are the ids of texts not yet looked at, the next one last;
+    ``scores`` those that are known, by id."""
 
     pair: Pair
     waiting: list[str]
-    positive: float | None = None
-    chosen: list[tuple[str, float]] = field(default_factory=list)
+    scores: dict[str, float]
+    chosen: list[str] = field(default_factory=list)
+
+    @property
+    def positive(self) -> str:
+        """The positive's id."""
+        return text_id(self.pair.positive)
 
 
 class _Miner:
     """Chooses the negatives of a batch of pairs at a time."""
 
-    def __init__(self, finder: Finder, scores: Scores, positives: _Positives, options: MiningOptions) -> None:
-        self._finder, self._scores, self._positives, self._options = finder, scores, positives, options
+    def __init__(self, finder: Finder, teacher: Teacher | None, positives: _Positives, options: MiningOptions) -> None:
+        self._finder, self._positives, self._options = finder, positives, options
+        self._scores = teacher.scores if teacher else finder.scores
+        self._scored = teacher is None and finder.scored
 
     def examples(self, batch: Sequence[Pair], report: MiningReport) -> list[dict[str, Any]]:
         """Return the examples of a batch, and count what became of it in the report."""
@@ -226,8 +240,12 @@ class _Miner:
         found = self._finder.search([pair.query for pair in batch], depth)
         rejected: Counter[str] = Counter()
         work = [
-            _Open(pair, self._order(hits, pair, of_query, report.pairs + place, rejected))
-            for place, (pair, hits, of_query) in enumerate(zip(batch, found, known, strict=True))
+            _Open(
+                pair,
+                self._order(of_pair, pair, positives, report.pairs + place, rejected),
+                dict(of_pair) if self._scored else {},
+            )
+            for place, (pair, of_pair, positives) in enumerate(zip(batch, found, known, strict=True))
         ]
         # Scoring is what costs: only so many texts are scored as are missing, again until none is, or no text is left.
         while needy := [one for one in work if one.waiting and len(one.chosen) < options.negatives]:
@@ -241,31 +259,32 @@ class _Miner:
         report.examples += len(written)
         report.negatives += sum(len(one.chosen) for one in written)
         report.short += sum(len(one.chosen) < options.negatives for one in written)
+        texts = self._finder.texts({id for one in written for id in one.chosen})
         return [
             {
                 "query": one.pair.query,
                 "positive": one.pair.positive,
-                "negatives": [text for text, _ in one.chosen],
-                "scores": [one.positive, *(score for _, score in one.chosen)],
+                "negatives": [texts[id] for id in one.chosen],
+                "scores": [one.scores[id] for id in (one.positive, *one.chosen)],
             }
             for one in written
         ]
 
     def _order(
-        self, hits: Sequence[Hit], pair: Pair, positives: set[str], number: int, rejected: Counter[str]
+        self, found: Sequence[Found], pair: Pair, positives: set[str], number: int, rejected: Counter[str]
     ) -> list[str]:
-        """Return the texts of the range, the first to be looked at last."""
+        """Return the ids of the range, the first to be looked at last."""
         own = text_id(pair.query)
         rest: list[str] = []
-        for hit in hits:
+        for id, _ in found:
             if len(rest) == self._options.last:
                 break
-            if hit.id in positives:
+            if id in positives:
                 rejected[POSITIVE] += 1
-            elif hit.id == own:
+            elif id == own:
                 rejected[QUERY] += 1
             else:
-                rest.append(hit.text)
+                rest.append(id)
         within = rest[self._options.first - 1 :]
         if self._options.sampling == "random":
             # By the pair's number, not by what was drawn before: a run that goes on draws the same.
@@ -278,22 +297,27 @@ class _Miner:
         for one in needy:
             count = min(self._options.negatives - len(one.chosen), len(one.waiting))
             looked.append([one.waiting.pop() for _ in range(count)])
-        first = [one.positive is None for one in needy]
-        texts = [
-            [one.pair.positive, *some] if unknown else some
-            for one, some, unknown in zip(needy, looked, first, strict=True)
-        ]
-        scores = self._scores([one.pair.query for one in needy], texts)
-        for one, some, of_query, unknown in zip(needy, looked, scores, first, strict=True):
-            if unknown:
-                one.positive, *of_query = of_query
-            assert one.positive is not None
-            highest = self._options.highest(one.positive)
-            for text, score in zip(some, of_query, strict=True):
-                if score <= highest:
-                    one.chosen.append((text, score))
+        self._score(needy, [[one.positive, *some] for one, some in zip(needy, looked, strict=True)])
+        for one, some in zip(needy, looked, strict=True):
+            highest = self._options.highest(one.scores[one.positive])
+            for id in some:
+                if one.scores[id] <= highest:
+                    one.chosen.append(id)
                 else:
                     rejected[MARGIN] += 1
+
+    def _score(self, work: Sequence[_Open], wanted: Sequence[Sequence[str]]) -> None:
+        """Score the wanted texts of each pair, but for those whose scores are known."""
+        lacking = [[id for id in ids if id not in one.scores] for one, ids in zip(work, wanted, strict=True)]
+        some = [(one, ids) for one, ids in zip(work, lacking, strict=True) if ids]
+        if not some:
+            return
+        texts = self._finder.texts({id for one, ids in some for id in ids if id != one.positive})
+        # The positive as it stands in the pair: its copies may be spaced otherwise.
+        of_pairs = [[one.pair.positive if id == one.positive else texts[id] for id in ids] for one, ids in some]
+        scores = self._scores([one.pair.query for one, _ in some], of_pairs)
+        for (one, ids), of_query in zip(some, scores, strict=True):
+            one.scores.update(zip(ids, of_query, strict=True))
 
 
 class _Ledger:

@@ -20,6 +20,10 @@ Scores = Callable[[Sequence[str], Sequence[Sequence[str]]], list[list[float]]]
 """Queries and for each of them some texts -> the texts' scores, in their order."""
 
 
+Found = tuple[str, float]
+"""A text that was found for a query: its id (`text_id`) and its score."""
+
+
 class Pair(NamedTuple):
     """A query and a text that answers it."""
 

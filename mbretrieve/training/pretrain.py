@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mbretrieve.errors import DataError, MissingExtraError, ModelError
+from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.models.card import DataSource, TrainingFacts
 from mbretrieve.models.device import resolve_dtype
 from mbretrieve.models.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ from mbretrieve.models.transfer import out_of_memory
 from mbretrieve.training import state
 from mbretrieve.training.curves import Log, write_curves
 from mbretrieve.training.masked_lm import MaskedLanguageModel
-from mbretrieve.training.masked_steps import PhaseSteps, micro_batches
+from mbretrieve.training.masked_steps import MaskedSequence, PhaseSteps, micro_batches
 from mbretrieve.training.optim import make_optimizer, set_learning_rate
 from mbretrieve.training.pretrain_config import PhaseConfig, PretrainConfig
 from mbretrieve.training.pretrain_start import Start, begin, find, resume
@@ -36,6 +36,7 @@ from mbretrieve.training.running import (
     CHECKPOINTS,
     RECIPE,
     Outcome,
+    TokenBudget,
     last_checkpoint,
     make_accelerator,
     signals,
@@ -47,7 +48,8 @@ from mbretrieve.types import Progress
 
 TOKENS = "tokens"
 # What may be another when a run goes on: nothing that decides what a step does.
-FREE = frozenset(f"run.{name}" for name in ("token_budget", "log_every", "save_every", "keep"))
+_PORTIONS = ("token_budget", "log_every", "save_every", "keep")
+FREE = frozenset({*(f"run.{name}" for name in _PORTIONS), "model.gradient_checkpointing", "card"})
 _NO_LOSS = nn.Module()  # masked-language modelling learns nothing beside the model
 
 
@@ -61,16 +63,20 @@ class _Run:
     store: TokenStore
     start: Start
     position: Position
+    budget: TokenBudget
     say: Callable[[str], None]
     progress: Progress | None
 
     @property
     def facts(self) -> TrainingFacts:
         """What the card of the model says of its making."""
+        licences = {source.title: source.licence for source in self.config.text}
         return TrainingFacts(
+            name=self.config.card.name,
             base_model=self.config.start.model,
+            licence=self.config.card.licence,
             recipe=self.config.to_toml(),
-            data=tuple(DataSource(name, len(texts)) for name, texts in self.store.sources.items()),
+            data=tuple(DataSource(name, len(texts), licences[name]) for name, texts in self.store.sources.items()),
             seeds=(self.config.run.seed,),
         )
 
@@ -140,7 +146,8 @@ def _prepare(
         start = begin(config, Tokenizer.load(folder)) if found is None else resume(found)
         store = TokenStore(folder)
     say(f"{len(store.lengths):,} texts of {int(store.lengths.sum()):,} tokens")
-    return _Run(config, output, accelerator, store, start, position, say, progress if main else None)
+    budget = TokenBudget(config.run.token_budget, accelerator.num_processes, say)
+    return _Run(config, output, accelerator, store, start, position, budget, say, progress if main else None)
 
 
 def _check_texts(config: PretrainConfig, start: Start, position: Position) -> None:
@@ -187,6 +194,7 @@ class _Phase:
         self.steps = PhaseSteps(config, index, run.store, run.start.tokenizer, accelerator.num_processes)
         model = run.start.model(self.phase).to(accelerator.device).train()
         model.model.stream_dtype = resolve_dtype(config.model.dtype, accelerator.device)
+        model.model.checkpointing = config.model.gradient_checkpointing
         self.saved = _Saved(model, run.start)
         self.optimizer: Optimizer = make_optimizer(self.saved, config.optimizer)
         self.peak = 1.0 if self.phase.lr is None else self.phase.lr / config.optimizer.lr
@@ -238,24 +246,31 @@ class _Phase:
         own = [self.steps.masked(step, number, pieces[number]) for number in numbers]
         counts = [sum(len(part.labels) for part in own), sum(len(part.inputs) for part in own), int(bool(received))]
         guessed, tokens, stopped = accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
-        batches = micro_batches(own, self.run.config.run.token_budget, device)
-        total = torch.zeros((), device=device)
-        for place, batch in enumerate(batches):
-            with nullcontext() if place == len(batches) - 1 else accelerator.no_sync(self.model):
-                try:
-                    loss: Tensor = self.model(batch.inputs, batch.lengths, batch.chosen, batch.labels)
-                    # DistributedDataParallel averages over processes; the mean is over the tokens of all of them.
-                    (loss * (ranks / max(1, guessed))).backward()
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    raise ModelError(
-                        f"memory ended on a micro-batch of {len(batch.inputs)} tokens: lower run.token_budget, which "
-                        f"does not change the loss, or the phase's length of {self.phase.length}"
-                    ) from error
-            total += loss.detach()
-        loss_sum = float(accelerator.reduce(total, "sum"))
+        # DistributedDataParallel averages over processes; the mean is over the tokens of all of them.
+        loss_sum = float(accelerator.reduce(self._accumulated(own, ranks / max(1, guessed)), "sum"))
         return loss_sum / max(1, guessed), tokens, stopped > 0
+
+    def _accumulated(self, own: list[MaskedSequence], weight: float) -> Tensor:
+        """Add the gradient of this process's summed loss times ``weight``, and return the sum."""
+        accelerator = self.run.accelerator
+        while True:
+            batches = micro_batches(own, self.run.budget.tokens, accelerator.device)
+            total = torch.zeros((), device=accelerator.device)
+            try:
+                for place, batch in enumerate(batches):
+                    with nullcontext() if place == len(batches) - 1 else accelerator.no_sync(self.model):
+                        loss: Tensor = self.model(batch.inputs, batch.lengths, batch.chosen, batch.labels)
+                        (loss * weight).backward()
+                    total += loss.detach()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                largest = max(len(batch.inputs) for batch in batches)
+                self.run.budget.shrink(largest, -(-largest // self.phase.length), "the phase's length")
+                self.optimizer.zero_grad()
+            else:
+                self.run.budget.fitted(max(len(batch.inputs) for batch in batches))
+                return total
 
     @property
     def _schedule(self) -> "_Schedule":

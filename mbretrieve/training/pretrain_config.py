@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mbretrieve.errors import DataError
 from mbretrieve.training import recipe
-from mbretrieve.training.config import OptimizerConfig
+from mbretrieve.training.config import CardConfig, OptimizerConfig
 from mbretrieve.training.masking import MASK_RATE
 from mbretrieve.training.recipe import Count, Natural, NotNegative, Positive, Rate
 
@@ -27,6 +27,7 @@ class TextConfig:
     fields: tuple[str, ...] = ("text",)
     repeat: Positive = 1.0  # how often each text comes in an epoch; 0.5: every second text, drawn anew each epoch
     limit: Count | None = None  # only the first so many texts; all
+    licence: str | None = None  # of the texts, for the model's card
 
     @property
     def title(self) -> str:
@@ -74,10 +75,12 @@ class BackboneConfig:
     global_attn_every_n_layers: Count | None = None
     local_attention: Natural | None = None  # tokens: the whole window
     dtype: Literal["float32", "bfloat16"] | None = None  # of the arithmetic; bfloat16 where the device computes in it
+    gradient_checkpointing: bool = False
 
     def sizes(self) -> dict[str, int]:
         """Return the sizes that are set, under config.json's names."""
-        return {name: value for name, value in recipe.to_dict(self).items() if name != "dtype"}
+        no_sizes = ("dtype", "gradient_checkpointing")
+        return {name: value for name, value in recipe.to_dict(self).items() if name not in no_sizes}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +160,7 @@ class PretrainConfig:
     optimizer: PretrainOptimizerConfig = field(default_factory=PretrainOptimizerConfig)
     phase: tuple[PhaseConfig, ...]
     run: PretrainRunConfig = field(default_factory=PretrainRunConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
     def __post_init__(self) -> None:
         for kind, found in (

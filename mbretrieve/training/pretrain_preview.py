@@ -61,7 +61,8 @@ def preview(config: PretrainConfig) -> PretrainPreview:
     return PretrainPreview(
         parameters=parameters,
         vocabulary=start.config.vocab_size,
-        memory=4 * _FLOAT32 * parameters + activation_bytes(start.config, micro_batch),
+        memory=4 * _FLOAT32 * parameters
+        + activation_bytes(start.config, micro_batch, checkpointing=config.model.gradient_checkpointing),
         phases=tuple(
             PhasePlan(
                 phase.name,

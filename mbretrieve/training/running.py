@@ -3,13 +3,15 @@
 import importlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from mbretrieve.errors import DataError, MissingExtraError, ModelError
 from mbretrieve.training import state
@@ -66,6 +68,11 @@ def make_accelerator(output: Path, trackers: Sequence[str] = ()) -> Any:
         accelerate.InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
     ]
     try:
+        # Of trackers that it does not find accelerate only warns, and the run would be tracked by nobody.
+        known = {str(tracker) for tracker in importlib.import_module("accelerate.utils").LoggerType}
+        found = {str(tracker) for tracker in importlib.import_module("accelerate.tracking").get_available_trackers()}
+        if lacking := [name for name in trackers if name in known - {"all"} and name not in found]:
+            raise DataError(f"run.trackers names {lacking[0]}, which is not installed: install it, or leave it out")
         return accelerate.Accelerator(
             log_with=list(trackers) or None, project_dir=str(output), kwargs_handlers=handlers
         )
@@ -90,3 +97,35 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class TokenBudget:
+    """How many tokens go through the model at once: the recipe's, halved where memory ends."""
+
+    def __init__(self, tokens: int, ranks: int, say: Callable[[str], None]) -> None:
+        self.tokens = tokens
+        self._ranks, self._say = ranks, say
+        self._fitted = 0
+
+    def fitted(self, tokens: int) -> None:
+        """Note that a micro-batch of so many tokens fitted."""
+        self._fitted = max(self._fitted, tokens)
+
+    def shrink(self, tokens: int, texts: int, lower: str) -> None:
+        """Halve it after a micro-batch of so many ``tokens`` in so many ``texts`` did not fit; the step is taken again.
+
+        ``lower`` names the setting that shortens a text. Raises: ModelError, saying what fitted, if halving cannot
+        help: for one text, or where another process would go on with a step that this one takes again.
+        """
+        fitted = f"{self._fitted} fitted" if self._fitted else "none has fitted yet"
+        ended = f"memory ended on a micro-batch of {tokens} tokens ({fitted})"
+        if texts <= 1:
+            raise ModelError(
+                f"{ended}, which cannot be cut: lower {lower}, or set model.gradient_checkpointing=true"
+            ) from None
+        if self._ranks > 1:
+            raise ModelError(f"{ended}: set run.token_budget={tokens // 2}; the loss does not depend on it") from None
+        self.tokens = max(1, tokens // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._say(f"{ended}: going on with run.token_budget={self.tokens}, on which the loss does not depend")

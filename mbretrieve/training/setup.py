@@ -24,7 +24,7 @@ from mbretrieve.training.student import Student, starting_point
 
 # What may be another when a run goes on: nothing that decides what a step does.
 _PORTIONS = ("token_budget", "log_every", "save_every", "keep", "evaluate_every", "trackers")
-FREE = frozenset({*(f"run.{name}" for name in _PORTIONS), "model.gradient_checkpointing", "evaluation"})
+FREE = frozenset({*(f"run.{name}" for name in _PORTIONS), "model.gradient_checkpointing", "evaluation", "card"})
 
 
 @dataclass(slots=True)
@@ -110,8 +110,12 @@ class _SentenceTransformer:
             module = importlib.import_module("sentence_transformers")
         except ModuleNotFoundError as error:
             raise MissingExtraError("sentence-transformers", "rerank", "loss.teacher") from error
+        folder = Path(name).expanduser()
+        if name.startswith((".", "/", "~")) and not folder.is_dir():
+            raise ModelError(f"loss.teacher: there is no folder {name}: name one, or a model of the Hugging Face Hub")
+        where = str(folder) if folder.is_dir() else name
         try:
-            self._model = module.SentenceTransformer(name, device=str(device), trust_remote_code=False)
+            self._model = module.SentenceTransformer(where, device=str(device), trust_remote_code=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"loss.teacher {name} cannot be loaded: {' '.join(str(error).split())}") from error
         self.dim: int = len(self._model.encode(["a"])[0])

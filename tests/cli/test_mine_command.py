@@ -38,6 +38,29 @@ def test_mined_lines_and_what_became_of_the_others(mbretrieve: Command, pairs: P
     assert "exists" in one_line(mbretrieve(*arguments))
 
 
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("colbert", "infonce"), ("dense", "margin-mse"), ("joint", "kl"), ("bm25", "infonce")]
+)
+def test_a_mined_file_is_trained_on(mbretrieve: Command, pairs: Path, tmp_path: Path, kind: str, loss: str) -> None:
+    pytest.importorskip("accelerate")
+    mined, recipe = tmp_path / "mined.jsonl.gz", tmp_path / "recipe.toml"
+    asked = ("--kind", kind, "--negatives", 2, "--from", 2, "--to", 20, "--relative-margin", 0.01, "--complete")
+    assert mbretrieve("mine", pairs, "--output", mined, *asked).status == 0
+    columns = 'columns = { scores = "scores" }' if loss != "infonce" else ""
+    recipe.write_text(
+        f'[model]\nquery_length = 16\ndocument_length = 24\n[[data]]\npath = "{mined.as_posix()}"\n'
+        f'format = "tuples"\n{columns}\n[loss]\nname = "{loss}"\n[run]\nsteps = 2\nbatch_size = 4\nlog_every = 1\n'
+    )
+    shown = mbretrieve("train", recipe, "--dry-run")
+    assert "negative" in shown.out, shown
+    assert ("scores" in shown.out.partition("The first batch")[2]) == (loss != "infonce")
+    done = mbretrieve("train", recipe, "--output", tmp_path / "model")
+    assert done.status == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
+    assert all(0 < line["loss"] < 100 for line in lines)
+    assert lines[-1]["tokens"] > 2 * 4 * 4 * 3, "a query, a positive and two negatives an example"
+
+
 def test_a_beir_folder_by_bm25(mbretrieve: Command, tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
     output = tmp_path / "mined.jsonl.gz"

@@ -130,6 +130,8 @@ def test_a_dry_run_shows_and_writes_nothing(recipe: Path, tmp_path: Path, mbretr
         (["model.start=nowhere/at/all"], "nowhere"),
         (["run.steps=0"], "steps"),
         (["run.trackers=['nothing']"], "nothing"),
+        (["run.trackers=['clearml']"], "run.trackers names clearml, which is not installed"),
+        (["loss.teacher=/nowhere", "model.kind=dense"], "there is no folder /nowhere"),
     ],
 )
 def test_bad_input_is_one_line(

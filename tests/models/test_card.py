@@ -112,6 +112,29 @@ def test_a_licence_of_ones_own_and_a_base_that_is_a_folder(tmp_path: Path) -> No
     assert (read.license, read.license_name, read.base_model) == ("other", "Ask me: first", None)
 
 
+def test_a_joint_models_second_head_has_its_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = saved(late(tmp_path / "made"), tmp_path / "saved", card=TrainingFacts(joint=True))
+    assert "trained with a second head" in card
+    [program] = re.findall(r"its second head.*?```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    assert "DenseEncoder.from_pretrained" in program
+    monkeypatch.chdir(tmp_path / "saved")
+    scores = [float(line.split()[0]) for line in run(program).splitlines()]
+    assert len(scores) == 2
+    assert all(-1 <= score <= 1 for score in scores), "cosines"
+    assert "second head" not in saved(late(tmp_path / "other"), tmp_path / "single", card=TrainingFacts())
+
+
+def test_unlike_lengths_of_a_dense_model_want_version_6(tmp_path: Path) -> None:
+    made = small.pylate(tmp_path / "made")
+    lengths = [{"query_length": 32, "document_length": 32}, {"query_length": 16, "document_length": 32}]
+    like, unlike = (
+        saved(DenseEncoder.from_pretrained(made, device="cpu", dtype="float32", **of), tmp_path / str(number))
+        for number, of in enumerate(lengths)
+    )
+    assert 'pip install "sentence-transformers"' in like
+    assert 'pip install "sentence-transformers>=6"' in unlike
+
+
 def test_sizes_are_the_models(tmp_path: Path) -> None:
     model = late(tmp_path / "made")
     card = saved(model, tmp_path / "saved")

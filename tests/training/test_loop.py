@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from models import small
 from sentence_transformers import SentenceTransformer
 
@@ -209,6 +210,18 @@ def test_every_checkpoint_and_the_folder_are_models_of_both_heads(start: Path, d
     assert curves["step"] == [1, 2, 3, 4]
     assert curves["loss"] == losses(tmp_path / "out")
     assert TrainConfig.load(tmp_path / "out" / "recipe.toml") == config
+
+
+def test_the_card_says_what_the_recipe_knows_of_licences(start: Path, data: Path, tmp_path: Path) -> None:
+    named = {"name": "someone/small", "licence": "apache-2.0"}
+    own = [{"path": str(data), "licence": "CC BY 4.0"}]
+    config = recipe(start, data, data=own, model={"kind": "joint"}, card=named, run={"steps": 1})
+    loop.train(config, tmp_path / "out")
+    for folder in (tmp_path / "out", *state.checkpoints(tmp_path / "out" / CHECKPOINTS).values()):
+        card = (folder / "README.md").read_text("utf-8")
+        assert ModelCard(card).data.license == "apache-2.0"
+        for words in ("# someone/small", "| pairs.jsonl | 48 | CC BY 4.0 |", "DenseEncoder", 'kind = "joint"'):
+            assert words in card
 
 
 def test_the_best_by_evaluation_is_kept_and_is_the_model(start: Path, data: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from mbretrieve.models import load_encoder
 from mbretrieve.training import mining
 from mbretrieve.training.finders import Bm25Finder, EncoderFinder, of_encoder, of_reranker
 from mbretrieve.training.mining import MARGIN, POSITIVE, QUERY, MiningOptions, MiningReport, Teacher, mine
-from mbretrieve.training.pairs import BeirFolder, Pair, PairFile, open_pairs, text_id
-from mbretrieve.types import Document, Hit, Kind, Progress
+from mbretrieve.training.pairs import BeirFolder, Found, Pair, PairFile, open_pairs, text_id
+from mbretrieve.types import Document, Kind, Progress, rows_of
 from tests.evaluation.sets import MODULES, functions, write_set
 
 Rows = list[dict[str, Any]]
@@ -73,11 +73,12 @@ def all_scores(kind: Kind, model: Any, queries: list[str], texts: list[str]) -> 
     questions, rows = model.encode_queries(queries), model.encode_documents(texts)
     if kind == "dense":
         return np.asarray(questions @ rows.T)
-    return np.array([[(one @ other.T).max(axis=1).sum() for other in rows] for one in questions])
+    asked, answers = ([rows_of(text, "colbert") for text in side] for side in (questions, rows))
+    return np.array([[(one @ other.T).max(axis=1).sum() for other in answers] for one in asked])
 
 
 @pytest.mark.parametrize("margin", [{}, {"relative_margin": 0.1}, {"margin": 0.05}])
-@pytest.mark.parametrize("kind", ["colbert", "dense"])
+@pytest.mark.parametrize("kind", ["colbert", "dense", "joint"])
 def test_an_encoder_mines_as_brute_force_does(
     tmp_path: Path, known: list[Pair], kind: Kind, margin: dict[str, float]
 ) -> None:
@@ -166,10 +167,10 @@ def test_a_teacher_scores_in_the_finders_place(tmp_path: Path, known: list[Pair]
 
 
 class Scripted:
-    """A finder whose scores are given: a table of queries and texts."""
+    """A finder whose scores are given: a table of queries and texts; ``scored`` or told text by text."""
 
-    def __init__(self, texts: list[str], scores: np.ndarray, stop: int | None = None) -> None:
-        self.texts, self.table, self.left = texts, scores, stop
+    def __init__(self, texts: list[str], scores: np.ndarray, stop: int | None = None, scored: bool = False) -> None:
+        self.every, self.table, self.left, self.scored = texts, scores, stop, scored
         self.rows = {text_id(text): at for at, text in enumerate(texts)}
 
     @property
@@ -179,8 +180,15 @@ class Scripted:
     def build(self, texts: Iterable[Document], folder: Path, progress: Progress | None) -> None:
         assert {document.id for document in texts} <= self.rows.keys()
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        return [[self._hit(query, at) for at in np.argsort(-self._row(query), kind="stable")[:k]] for query in queries]
+    def search(self, queries: Sequence[str], k: int) -> list[list[Found]]:
+        ranked = [np.argsort(-self._row(query), kind="stable")[:k] for query in queries]
+        return [
+            [(text_id(self.every[at]), float(self._row(query)[at])) for at in order]
+            for query, order in zip(queries, ranked, strict=True)
+        ]
+
+    def texts(self, ids: Iterable[str]) -> dict[str, str]:
+        return {id: self.every[self.rows[id]] for id in ids}
 
     def scores(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         if self.left is not None:
@@ -197,9 +205,6 @@ class Scripted:
 
     def _row(self, query: str) -> np.ndarray:
         return self.table[int(query.removeprefix("q")) % len(self.table)]
-
-    def _hit(self, query: str, at: int) -> Hit:
-        return Hit(text_id(self.texts[at]), float(self._row(query)[at]), self.texts[at], {}, (0, 0))
 
 
 TEXTS = [f"text {number}" for number in range(24)]
@@ -238,6 +243,9 @@ def test_laws_of_choosing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mining, "BATCH", 3)
         report = mine(source, Scripted(TEXTS, table), folder / "whole.jsonl", options)
+        # Of a finder whose scores are known with what it finds, no more than a positive that was not found is scored.
+        assert mine(source, Scripted(TEXTS, table, scored=True), folder / "scored.jsonl", options) == report
+        assert (folder / "scored.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
         for stop in stops:  # Ctrl-C again and again, and a line that a killed process half wrote
             with pytest.raises(KeyboardInterrupt):
                 mine(source, Scripted(TEXTS, table, stop=0), folder / "resumed.jsonl", options)

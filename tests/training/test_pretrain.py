@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mbretrieve.cli import main
-from mbretrieve.errors import DataError, MbretrieveError
+from mbretrieve.errors import DataError, MbretrieveError, ModelError
 from mbretrieve.models.files import read_json
 from mbretrieve.training import pretrain as room
+from mbretrieve.training.masked_lm import MaskedLanguageModel
 from mbretrieve.training.masked_steps import PhaseSteps
 from mbretrieve.training.pretrain import pretrain
 from mbretrieve.training.pretrain_config import PretrainConfig
@@ -133,6 +134,31 @@ def test_the_loss_depends_on_no_budget(texts: Path, done: Path, tmp_path: Path) 
     assert [line["loss"] for line in log(tmp_path / "small")] == pytest.approx(
         [line["loss"] for line in log(done)], rel=1e-4
     )
+
+
+def test_memory_that_ends_halves_the_budget_and_says_what_fitted(
+    texts: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's forward fails beyond so many tokens as torch's CPU allocator does; all else is the run itself."""
+    most, forward = 300, MaskedLanguageModel.forward
+
+    def bounded(self: MaskedLanguageModel, input_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(input_ids) > most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")
+        return forward(self, input_ids, *rest)
+
+    monkeypatch.setattr(MaskedLanguageModel, "forward", bounded)
+    said: list[str] = []
+    pretrain(recipe(texts, run={"log_every": 1, "token_budget": 10_000}), tmp_path / "out", say=said.append)
+    assert [line["loss"] for line in log(tmp_path / "out")] == pytest.approx(
+        [line["loss"] for line in log(done)], abs=1e-5
+    )
+    assert any("fitted): going on with run.token_budget=" in line for line in said)
+    most = 200
+    with pytest.raises(
+        ModelError, match=r"\d+ fitted\), which cannot be cut: lower the phase's length, or set model\.g"
+    ):
+        pretrain(recipe(texts), tmp_path / "other")
 
 
 @pytest.mark.parametrize("at", [3, 6, 8])
