@@ -18,6 +18,7 @@ namespace {
 constexpr int DIM = 64;       // of a head
 constexpr int ROWS = 32;      // queries at a time: two tiles
 constexpr int KEYS = 256;     // of a chunk: packed, they take 64 KiB
+constexpr int SCORES = KEYS + 16, WEIGHTS = KEYS + 32;  // a row of them: no power of two, whose lines share one place in L1
 constexpr int SHARE = 1024;   // queries of a job at most
 constexpr float NONE = -1e30f;
 
@@ -30,8 +31,8 @@ struct alignas(64) Scratch {
     float most[SHARE];             // the largest score so far, in powers of two
     uint32_t keys[KEYS / 16][2][16][16];    // tiles of pairs of numbers, by pair and key
     uint32_t values[KEYS / 32][4][16][16];  // tiles of pairs of keys, by pair and number
-    float scores[ROWS][KEYS];
-    bf16 weights[ROWS][KEYS];
+    float scores[ROWS][SCORES];
+    bf16 weights[ROWS][WEIGHTS];
 };
 
 struct Stream {
@@ -155,12 +156,19 @@ inline void weigh(float *scores, bf16 *weights, int first, int count, int low, i
     const float before = most, now = std::max(before, _mm512_reduce_max_ps(_mm512_max_ps(top, top2)) * scale);
     const __m512 factor = _mm512_set1_ps(scale), less = _mm512_set1_ps(-now);
     __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < count; i += 16) {
+    __m512 sum2 = sum;
+    for (int i = 0; i < count; i += 32) {
         __m512 y = power(_mm512_fmadd_ps(_mm512_load_ps(scores + i), factor, less));
-        if (MASKED) y = _mm512_maskz_mov_ps(seen(i), y);
+        __m512 z = power(_mm512_fmadd_ps(_mm512_load_ps(scores + i + 16), factor, less));
+        if (MASKED) {
+            y = _mm512_maskz_mov_ps(seen(i), y);
+            z = _mm512_maskz_mov_ps(seen(i + 16), z);
+        }
         sum = _mm512_add_ps(sum, y);
-        narrow(weights + i, y);
+        sum2 = _mm512_add_ps(sum2, z);
+        _mm512_store_si512(weights + i, (__m512i)_mm512_cvtne2ps_pbh(z, y));
     }
+    sum = _mm512_add_ps(sum, sum2);
     if (now != before) {
         const __m512 fade = power(_mm512_set1_ps(before - now));
         total *= _mm512_cvtss_f32(fade);
@@ -176,19 +184,19 @@ void meet(const Stream &s, const Job &job, int at, int first, int offset, int co
     bf16 *query = w.queries[at - job.first];
     float *sums = w.sums[at - job.first];
     settle();
-    for (int n = 0; n < count; n += 32) {
+    _tile_loadd(4, query, DIM * 2);
+    _tile_loadd(5, query + 32, DIM * 2);
+    _tile_loadd(6, query + 16 * DIM, DIM * 2);
+    _tile_loadd(7, query + 16 * DIM + 32, DIM * 2);
+    for (int n = 0; n < count; n += 16) {
         const auto &keys = w.keys[(offset + n) / 16];
-        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-        for (int half = 0; half < 2; half++) {
-            _tile_loadd(4, query + half * 32, DIM * 2);
-            _tile_loadd(5, query + 16 * DIM + half * 32, DIM * 2);
-            _tile_loadd(6, (&keys)[0][half], 64);
-            _tile_loadd(7, (&keys)[1][half], 64);
-            _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, &w.scores[0][n], KEYS * 4); _tile_stored(1, &w.scores[0][n + 16], KEYS * 4);
-        _tile_stored(2, &w.scores[16][n], KEYS * 4); _tile_stored(3, &w.scores[16][n + 16], KEYS * 4);
+        _tile_zero(0); _tile_zero(1);
+        _tile_loadd(2, keys[0], 64);
+        _tile_dpbf16ps(0, 4, 2); _tile_dpbf16ps(1, 6, 2);
+        _tile_loadd(3, keys[1], 64);
+        _tile_dpbf16ps(0, 5, 3); _tile_dpbf16ps(1, 7, 3);
+        _tile_stored(0, &w.scores[0][n], SCORES * 4);
+        _tile_stored(1, &w.scores[16][n], SCORES * 4);
     }
     const int near = s.window < 0 ? job.length : s.window;
     const bool all = first >= at + ROWS - 1 - near && first + count <= std::min(job.length, at + near + 1);
@@ -209,8 +217,8 @@ void meet(const Stream &s, const Job &job, int at, int first, int offset, int co
         _tile_loadd(2, to + 16 * DIM, DIM * 4); _tile_loadd(3, to + 16 * DIM + 16, DIM * 4);
         for (int n = 0; n < count; n += 32) {
             const auto &values = w.values[(offset + n) / 32];
-            _tile_loadd(4, &w.weights[0][n], KEYS * 2);
-            _tile_loadd(5, &w.weights[16][n], KEYS * 2);
+            _tile_loadd(4, &w.weights[0][n], WEIGHTS * 2);
+            _tile_loadd(5, &w.weights[16][n], WEIGHTS * 2);
             _tile_loadd(6, values[2 * half], 64);
             _tile_loadd(7, values[2 * half + 1], 64);
             _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
