@@ -18,6 +18,8 @@ from mbretrieve.models.attention import PackedBatch
 if TYPE_CHECKING:
     from mbretrieve.models.modernbert import Layer, Norm
 
+# Tokens whose products are taken at once: what is larger malloc gives back, to be faulted in anew at each layer.
+_PART = 2048
 _MOST = 127
 _LEAST_UNIT = 1e-30 / _MOST  # of a row of zeros
 
@@ -29,7 +31,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weights = to_bytes(linear.weight.detach())
         self._units, self._zeros = weights.units, torch.zeros(len(weights.units), dtype=torch.int32)
-        self._weights: Tensor = torch.ops.onednn.qlinear_prepack(weights.numbers, None)
+        self._weights: Tensor = torch.ops.onednn.qlinear_prepack(weights.numbers, [_PART, linear.in_features])
         self.bias = linear.bias
 
     def forward(self, input: Tensor) -> Tensor:
@@ -80,18 +82,25 @@ def encode(
 ) -> Tensor:
     """Take a stream (T, hidden) through layers and the norm behind them; x is changed in place."""
     waiting: Rows | None = None  # what the layer before adds to the stream
+    stream = x.new_empty(len(x), 3 * x.shape[1])
     for layer in layers:
         if isinstance(layer.attn_norm, nn.Identity):
             rows = amx.to_bytes(x)
         else:
             rows = amx.normalize_to_bytes(x, waiting, layer.attn_norm.weight, layer.attn_norm.eps)
-        stream = _product(layer.attn.Wqkv, rows)
-        mixed = amx.attend(stream.numbers, tables[layer.kind], batch.lengths, layer.attn.window, stream.units)
+        for part, some in zip(stream.split(_PART), _parts(rows), strict=True):
+            part.copy_(_product(layer.attn.Wqkv, some).numbers)
+        mixed = amx.attend(stream, tables[layer.kind], batch.lengths, layer.attn.window, rows.units)
         rows = amx.normalize_to_bytes(
             x, _product(layer.attn.Wo, amx.to_bytes(mixed)), layer.mlp_norm.weight, layer.mlp_norm.eps
         )
-        waiting = _product(layer.mlp.Wo, amx.gate_to_bytes(_product(layer.mlp.Wi, rows)))
+        gated = [amx.gate_to_bytes(_product(layer.mlp.Wi, some)) for some in _parts(rows)]
+        waiting = _product(layer.mlp.Wo, Rows(*map(torch.cat, zip(*gated, strict=True))))
     return amx.normalize(x, last.weight, last.eps, waiting)
+
+
+def _parts(rows: Rows) -> list[Rows]:
+    return [Rows(*part) for part in zip(rows.numbers.split(_PART), rows.units.split(_PART), strict=True)]
 
 
 def _product(linear: nn.Module, rows: Rows) -> Rows:
