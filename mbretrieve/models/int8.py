@@ -88,7 +88,7 @@ def encode(
             rows = amx.to_bytes(x)
         else:
             rows = amx.normalize_to_bytes(x, waiting, layer.attn_norm.weight, layer.attn_norm.eps)
-        for part, some in zip(stream.split(_PART), _parts(rows), strict=True):
+        for part, some in zip(torch.split(stream, _PART), _parts(rows), strict=True):
             part.copy_(_product(layer.attn.Wqkv, some).numbers)
         mixed = amx.attend(stream, tables[layer.kind], batch.lengths, layer.attn.window, rows.units)
         rows = amx.normalize_to_bytes(
@@ -100,7 +100,7 @@ def encode(
 
 
 def _parts(rows: Rows) -> list[Rows]:
-    return [Rows(*part) for part in zip(rows.numbers.split(_PART), rows.units.split(_PART), strict=True)]
+    return [Rows(*part) for part in zip(*(torch.split(part, _PART) for part in rows), strict=True)]
 
 
 def _product(linear: nn.Module, rows: Rows) -> Rows:
