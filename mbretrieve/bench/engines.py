@@ -20,8 +20,9 @@ from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.device import default_dtype
 from mbretrieve.types import FloatArray
 
-OURS: tuple[str | None, ...] = (None,)
-"""The dtypes in which mbretrieve runs, as ``from_pretrained`` takes them; None: as shipped, the device's best."""
+OURS: dict[str, tuple[str | None, ...]] = {"cpu": (None, "int8")}
+"""The dtypes in which mbretrieve runs on a kind of device, as ``from_pretrained`` takes them; None: as shipped, the
+device's best, and that alone where nothing is said."""
 
 
 class Place(NamedTuple):
@@ -164,7 +165,7 @@ def start(place: Place, peers: bool) -> Started:
 
     Raises: ModelError if mbretrieve cannot load it.
     """
-    started = Started([Ours(place, dtype) for dtype in OURS], {})
+    started = Started([Ours(place, dtype) for dtype in OURS.get(place.device.type, (None,))], {})
     if not peers:
         return started
     for peer in PEERS:

@@ -67,7 +67,7 @@ class PackedBatch:
             )
         self.device, self.dtype, self.attended = device, dtype, attended
         self.tokens, self.longest = sum(lengths), max(lengths)
-        self._lengths = torch.tensor(lengths)
+        self.lengths = torch.tensor(lengths)
         self._tiles: dict[int | None, Tiles] = {}
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self._bands: dict[int, Tensor] = {}
@@ -80,23 +80,23 @@ class PackedBatch:
     @cached_property
     def bounds(self) -> Tensor:
         """Where texts start and end in the stream, (B + 1,) int32: what varlen kernels call cu_seqlens."""
-        return F.pad(self._lengths.cumsum(0), (1, 0)).to(self.device, torch.int32)
+        return F.pad(self.lengths.cumsum(0), (1, 0)).to(self.device, torch.int32)
 
     @cached_property
     def text_of(self) -> Tensor:
         """Which text each token belongs to, (T,) int64."""
-        return torch.arange(len(self._lengths)).repeat_interleave(self._lengths).to(self.device)
+        return torch.arange(len(self.lengths)).repeat_interleave(self.lengths).to(self.device)
 
     @cached_property
     def positions(self) -> Tensor:
         """Each token's place in its text, (T,) int64."""
-        starts = self._lengths.cumsum(0) - self._lengths
-        return (torch.arange(self.tokens) - starts.repeat_interleave(self._lengths)).to(self.device)
+        starts = self.lengths.cumsum(0) - self.lengths
+        return (torch.arange(self.tokens) - starts.repeat_interleave(self.lengths)).to(self.device)
 
     def tiles(self, window: int | None) -> Tiles:
         """How the stream is cut where gradients are needed and no flash kernel serves."""
         if window not in self._tiles:
-            self._tiles[window] = cut_tiles(self._lengths.tolist(), window, self.attended, self.device)
+            self._tiles[window] = cut_tiles(self.lengths.tolist(), window, self.attended, self.device)
         return self._tiles[window]
 
     def masks(self, window: int | None) -> list[Tensor | None]:

@@ -59,7 +59,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Return the dtype a caller named, or the device's default; ModelError for a name that is none."""
+    """Return the dtype a caller named, or the device's default; ModelError for a name that is none, or int8, which
+    ``from_pretrained`` alone takes: nothing is trained in it."""
     if dtype is None:
         return default_dtype(device)
     if isinstance(dtype, torch.dtype):
@@ -67,4 +68,6 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
             return dtype
     elif dtype in _DTYPES:
         return _DTYPES[dtype]
+    if dtype in ("int8", torch.int8):
+        raise ModelError(f"dtype is int8, which is for encoding only, expected one of {', '.join(_DTYPES)}")
     raise ModelError(f"dtype is {dtype}, expected one of {', '.join(_DTYPES)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from mbretrieve.errors import MbretrieveWarning, ModelError
 from mbretrieve.models.card import TrainingFacts
 from mbretrieve.models.checkpoint import load, save
-from mbretrieve.models.device import resolve_device, resolve_dtype
+from mbretrieve.models.device import default_dtype, resolve_device, resolve_dtype
 from mbretrieve.models.framing import Frame, Prepared
 from mbretrieve.models.identity import identify
 from mbretrieve.models.modernbert import ModernBert
@@ -89,7 +89,8 @@ class TextEncoder(ABC):
     ) -> Self:
         """Load a model: a folder, a name on the Hugging Face Hub, or without a name the bundled one, offline.
 
-        ``device``: the first GPU, else the CPU. ``dtype``: bfloat16 where the device computes in it, else float32.
+        ``device``: the first GPU, else the CPU. ``dtype``: bfloat16 where the device computes in it, else float32;
+        ``int8``, on a CPU, quantizes the layers' matrices: faster for large models, and for encoding only.
         ``query_length``, ``document_length``: the most tokens, special ones counted; the saved ones if not given.
         ``dim``: only the first so many numbers of each vector (Matryoshka, https://arxiv.org/abs/2205.13147), scaled to
         unit length again. ``revision``: a branch, tag or commit on the Hub. ``local_files_only``: never ask the Hub.
@@ -101,7 +102,11 @@ class TextEncoder(ABC):
             load(source.folder), source, cls.kind, dim=dim, query_length=query_length, document_length=document_length
         )
         where = resolve_device(device)
-        return cls(saved, identity, where, resolve_dtype(dtype, where))
+        if dtype not in ("int8", torch.int8):
+            return cls(saved, identity, where, resolve_dtype(dtype, where))
+        encoder = cls(saved, identity, where, default_dtype(where))
+        encoder.backbone.quantize()
+        return encoder
 
     def save_pretrained(
         self, folder: str | Path, *, layout: str | None = None, card: TrainingFacts | None = None
@@ -112,8 +117,11 @@ class TextEncoder(ABC):
         ``stanford``; not given: the first of these that can express the model. Dense: ``sentence-transformers``.
         ``dim`` is not part of a layout: the whole vectors are saved. ``card``: what README.md, written with the model,
         says of its training; without it a model that was loaded and not changed since keeps the card it had.
-        Raises: ModelError naming what the layout cannot express, or why the folder cannot be written.
+        Raises: ModelError naming what the layout cannot express, or why the folder cannot be written; for a model in
+        int8, which has no more the weights that it was loaded with.
         """
+        if self.dtype == torch.int8:
+            raise ModelError("the model was loaded in int8, which is for encoding only: to save it, load it in float32")
         layers = [layer for layer in self.projection if isinstance(layer, Layer)]
         now = replace(
             self._checkpoint, backbone=self.backbone.state_dict(), projection=tuple(layer.record() for layer in layers)
@@ -143,7 +151,7 @@ class TextEncoder(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the weights; vectors come as float32 whatever it is."""
-        return self.backbone.embeddings.tok_embeddings.weight.dtype
+        return self.backbone.dtype
 
     @property
     def document_capacity(self) -> int:

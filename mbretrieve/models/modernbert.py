@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mbretrieve.errors import ModelError
+from mbretrieve.models import amx, fused, int8
 from mbretrieve.models.attention import PackedBatch, attend
 from mbretrieve.models.config import SLIDING, ModernBertConfig
 
@@ -45,9 +46,23 @@ class Linear(nn.Linear):
         """Project each token: (T, in) -> (T, out)."""
         return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
 
+    def into(self, out: Tensor, input: Tensor) -> Tensor:
+        """Project each token into a tensor that is there: (T, in) -> (T, out), in the weights' dtype."""
+        turned = self.weight.T
+        return torch.mm(input, turned, out=out) if self.bias is None else torch.addmm(self.bias, input, turned, out=out)
+
+    def added(self, input: Tensor, summand: Tensor) -> Tensor:
+        """Project each token and add another stream, in one pass: see ``fused``, which says where it serves."""
+        return fused.added(input, self.weight, self.bias, summand)
+
 
 class Norm(nn.LayerNorm):
     """nn.LayerNorm that computes in its input's dtype."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has no bias."""
+        return self.bias is None
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each token: (T, hidden) -> (T, hidden)."""
@@ -107,13 +122,22 @@ class MLP(nn.Module):
         super().__init__()
         self.Wi = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.Wo = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.activation, self.dropout = _ACTIVATION[config.hidden_activation], config.mlp_dropout
+        self.activation, self.dropout = config.hidden_activation, config.mlp_dropout
+        self.width = config.intermediate_size
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token: (T, hidden) -> (T, hidden)."""
         signal, gate = self.Wi(x).chunk(2, dim=-1)  # (T, intermediate) each
-        out: Tensor = self.Wo(F.dropout(self.activation(signal) * gate, self.dropout, self.training))
+        gated = _ACTIVATION[self.activation](signal) * gate
+        out: Tensor = self.Wo(F.dropout(gated, self.dropout, self.training))
         return out
+
+    def added(self, x: Tensor, summand: Tensor) -> Tensor:
+        """Transform each token and add another stream, in three passes: see ``fused``, which says where it serves."""
+        (signal, gate), bias = self.Wi.weight.chunk(2), self.Wi.bias
+        before, after = (None, None) if bias is None else bias.chunk(2)
+        gated = fused.multiplied(x, gate, after, fused.activated(x, signal, before, self.activation))
+        return self.Wo.added(gated, summand)
 
 
 class Layer(nn.Module):
@@ -132,7 +156,23 @@ class Layer(nn.Module):
         """Add to the stream what this layer finds: (T, hidden) -> (T, hidden)."""
         query, key, value = by_chunks(self._before, x, *rotation)
         mixed = self.attn.mix(query, key, value, batch)
+        if self.infers(x):
+            x = self.attn.Wo.added(mixed, x)
+            return self.mlp.added(self.mlp_norm(x), x)
         return by_chunks(self._after, x, mixed)[0]
+
+    def infers(self, x: Tensor) -> bool:
+        """Whether a stream can be taken through operations that do several things at once."""
+        return not self.training and isinstance(self.mlp.Wi, Linear) and fused.serves(x, self.mlp.Wi.weight)
+
+    def infer(self, x: Tensor, batch: PackedBatch, table: Tensor, stream: Tensor) -> Tensor:
+        """Do what ``forward`` does, with the kernel of ``amx``.
+
+        ``table`` is ``Rotary``'s; ``stream``, (T, 3 hidden), is where queries, keys and values go.
+        """
+        self.attn.Wqkv.into(stream, _quick_norm(self.attn_norm, x))
+        x = self.attn.Wo.added(amx.attend(stream, table, batch.lengths, self.attn.window), x)
+        return self.mlp.added(_quick_norm(self.mlp_norm, x), x)
 
     def _before(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, ...]:
         return self.attn.project(self.attn_norm(x), cosine, sine)
@@ -194,6 +234,17 @@ class ModernBert(nn.Module):
         x: Tensor = self.embeddings(input_ids).to(self.stream_dtype)
         dtype = _matmul_dtype(x)
         batch = PackedBatch(counts, device=x.device, dtype=dtype, attended=attended)
+        if attended is None and not torch.is_grad_enabled() and amx.serves(x, self.config.head_dim):
+            layers = self._stack
+            tables = {kind: rotary.table(batch.longest, x.device) for kind, rotary in self._rotary.items()}
+            if int8.serves(layers, self.final_norm):
+                return int8.encode(layers, self.final_norm, x, batch, tables)
+            if all(layer.infers(x) for layer in layers):
+                # One for all layers: it may be so large that malloc would give it back each time.
+                stream = x.new_empty(len(x), 3 * x.shape[1])
+                for quick in layers:
+                    x = quick.infer(x, batch, tables[quick.kind], stream)
+                return _quick_norm(self.final_norm, x)
         rotations = {kind: rotary.at(batch.positions, batch.longest, dtype) for kind, rotary in self._rotary.items()}
         for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
             if self.checkpointing and torch.is_grad_enabled():
@@ -202,6 +253,25 @@ class ModernBert(nn.Module):
                 x = layer(x, batch, rotations[kind])
         out: Tensor = self.final_norm(x)
         return out
+
+    def quantize(self) -> None:
+        """Go over to int8, for inference on a CPU: the layers' matrices are no parameters any more.
+
+        Raises: ModelError if this build of torch or the device cannot do it.
+        """
+        int8.check(self.embeddings.tok_embeddings.weight.device)
+        for layer in self._stack:
+            int8.quantize(layer)
+
+    @property
+    def _stack(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the matrices: bytes if it was quantized."""
+        quantized = any(isinstance(module, int8.Int8Linear) for module in self.modules())
+        return torch.int8 if quantized else self.embeddings.tok_embeddings.weight.dtype
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights of a Hugging Face checkpoint, named with or without the ``model.`` prefix.
@@ -250,15 +320,18 @@ class Rotary:
 
     def at(self, positions: Tensor, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return what ``rotate`` takes, (T, 1, 1, head_dim) each, for positions (T,) that are below ``longest``."""
-        device = positions.device
+        cosine, sine = self.table(longest, positions.device)[:, positions, None, None].to(dtype)
+        return cosine, sine
+
+    def table(self, longest: int, device: torch.device) -> Tensor:
+        """Return cosines and sines, (2, positions, head_dim) float32, for at least ``longest`` positions."""
         if self._table.shape[1] < longest or self._table.device != device:
             pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
             places = torch.arange(longest, dtype=torch.float32, device=device)
             angles = torch.outer(places, 1.0 / (self.theta ** (pairs / self.head_dim)))
             cosine, sine = angles.cos(), angles.sin()
             self._table = torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)))
-        cosine, sine = self._table[:, positions, None, None].to(dtype)
-        return cosine, sine
+        return self._table
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -289,6 +362,14 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that Linear makes of x: autocast has its own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _quick_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer's norm, or what it has in its place, where ``amx`` serves."""
+    if isinstance(norm, Norm) and norm.plain:
+        return amx.normalize(x, norm.weight, norm.eps)
+    out: Tensor = norm(x)
+    return out
 
 
 def _norm(config: ModernBertConfig) -> Norm:
