@@ -240,6 +240,32 @@ def lines(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+PASSAGE = (
+    "A bank keeps the money of other people for a while. Interest is what a bank pays for the use of their savings. "
+    "It is paid once a year. Call x.pay(1, 2) and y = z[0] to {pay} at $5 %d. Whoever borrows money pays more again."
+)
+
+
+def test_a_sentence_asks_for_its_passage(mini: Any) -> None:
+    sentences = mini("sentences")
+    rows = [{"query": f"Banks {number}", "positive": f"{PASSAGE} Bank number {number}."} for number in range(200)]
+    found = [sentences.sentence_pair(row) for row in rows]
+    assert found == [sentences.sentence_pair(row) for row in rows]
+    assert {pair["query"] for pair in found} == {  # not what points back, is code or is short
+        "A bank keeps the money of other people for a while.",
+        "Interest is what a bank pays for the use of their savings.",
+        "Whoever borrows money pays more again.",
+    }
+    assert 5 <= sum(pair["query"] in pair["positive"] for pair in found) <= 40
+    assert 70 <= sum(pair["positive"].startswith("Banks") for pair in found) <= 130
+    assert (
+        sentences.sentence_pair(
+            {"query": "Banks", "positive": "Only one sentence that says everything there is to say."}
+        )
+        is None
+    )
+
+
 def test_nothing_of_an_evaluation_is_trained_on(mini: Any, tmp_path: Path) -> None:
     prepare = mini("prepare")
     judged = tmp_path / "judged"
