@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -413,19 +413,19 @@ class Retriever:
         queries: Sequence[str],
         depth: int,
         *,
-        sure: int = 1,
+        sure: int = 0,
         where: Where | None = None,
         ids: Collection[str] | None = None,
     ) -> list[tuple[dict[str, Match], dict[str, Match]]]:
         """Return for each query what hybrid search joins, by document id: matches by meaning, and by words.
 
-        The best ``depth`` of each ranking, or of that by meaning only as many as are likely to hold the best ``sure``
-        or an eighth of ``depth``; the best of those found by words alone are scored by meaning too, so that
-        none of them is thought worthless only because it was not fetched, and the others are left out.
+        The best ``depth`` of each ranking, or of that by meaning as few as are likely to hold the best ``sure`` (0: all);
+        the best of those found by words alone are scored by meaning too, so that none of them is thought worthless only
+        because it was not fetched, and the others are left out.
         """
         vectors = self.asking.encode_queries(queries)
         # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
-        effort = self.index.effort(max(sure, depth // SURE))
+        effort = replace(self.index.effort(max(1, depth // SURE)), sure=sure)
         semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids, effort=effort)]
         lexical = [_by_id(found) for found in self.index.lexical(queries, depth, where=where, ids=ids)]
         missing = [
