@@ -254,7 +254,7 @@ class _UnitRows(torch.autograd.Function):
         joined = parts[0].new_empty(sum(map(len, parts)), width)
         norms = joined.new_empty(len(joined), 1)
         sizes = [len(part) for part in parts]
-        for part, rows, norm in zip(parts, joined.split(sizes), norms.split(sizes), strict=True):
+        for part, rows, norm in zip(parts, torch.split(joined, sizes), torch.split(norms, sizes), strict=True):
             torch.linalg.vector_norm(part[:, :width], dim=1, keepdim=True, out=norm)
             torch.div(part[:, :width], norm.clamp_(min=_LEAST_NORM), out=rows)
         ctx.save_for_backward(joined, norms)
@@ -265,7 +265,7 @@ class _UnitRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         joined, norms = ctx.saved_tensors
         out: list[Tensor | None] = [None]
-        for rows, norm, above in zip(*(whole.split(ctx.sizes) for whole in (joined, norms, grad)), strict=True):
+        for rows, norm, above in zip(*(torch.split(whole, ctx.sizes) for whole in (joined, norms, grad)), strict=True):
             along = (above * rows).sum(dim=1, keepdim=True)
             own = grad.new_zeros(len(rows), ctx.dim)
             torch.addcmul(above, rows, along, value=-1, out=own[:, : rows.shape[1]]).div_(norm)
