@@ -9,10 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mbretrieve.errors import DataError
@@ -23,6 +22,7 @@ from mbretrieve.training.data import Example, duplicates
 from mbretrieve.training.student import Encoded, Student
 from mbretrieve.types import Head
 
+_LEAST_NORM = 1e-12  # F.normalize's
 _MOST_SCALE = 100.0  # CLIP's bound of a learned scale
 
 
@@ -150,12 +150,9 @@ class Objective(nn.Module):
         return losses.matryoshka(score, loss, widths, [weights.get(width, 1.0) for width in widths])
 
     def _sides(self, kind: Head, found: Representations, width: int) -> tuple[Tensor, Tensor]:
-        """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched.
-
-        Scaled part by part: joined before, the vectors of a large batch would be held twice for the backward.
-        """
+        """The first ``width`` numbers of one head's queries and documents, scaled as they are when searched."""
         queries, documents = (
-            _joined(F.normalize(part[:, :width], dim=1) if scaled else part[:, :width] for part in side)
+            _unit_rows(width, side) if scaled else _joined(part[:, :width] for part in side)
             for side, scaled in zip(_of_head(kind, found), self._normalizes[kind], strict=True)
         )
         return queries, documents
@@ -241,6 +238,39 @@ def _of_head(kind: Head, found: Representations) -> tuple[list[Tensor], list[Ten
     queries = [part.query_rows if late else part.query_vectors for part in found.parts]
     documents = [part.document_rows if late else part.document_vectors for part in found.parts]
     return [part for part in queries if part is not None], [part for part in documents if part is not None]
+
+
+def _unit_rows(width: int, parts: Sequence[Tensor]) -> Tensor:
+    """Bring the first ``width`` numbers of rows to unit length, end to end: parts (n_i, dim) -> (sum n_i, width)."""
+    joined: Tensor = _UnitRows.apply(width, *parts)  # type: ignore[no-untyped-call]
+    return joined
+
+
+class _UnitRows(torch.autograd.Function):
+    """``F.normalize`` and ``cat`` in one: each would hold the vectors of a large batch once more for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, width: int, *parts: Tensor) -> Tensor:
+        joined = parts[0].new_empty(sum(map(len, parts)), width)
+        norms = joined.new_empty(len(joined), 1)
+        sizes = [len(part) for part in parts]
+        for part, rows, norm in zip(parts, torch.split(joined, sizes), torch.split(norms, sizes), strict=True):
+            torch.linalg.vector_norm(part[:, :width], dim=1, keepdim=True, out=norm)
+            torch.div(part[:, :width], norm.clamp_(min=_LEAST_NORM), out=rows)
+        ctx.save_for_backward(joined, norms)
+        ctx.sizes, ctx.dim = sizes, parts[0].shape[1]
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        joined, norms = ctx.saved_tensors
+        out: list[Tensor | None] = [None]
+        for rows, norm, above in zip(*(torch.split(whole, ctx.sizes) for whole in (joined, norms, grad)), strict=True):
+            along = (above * rows).sum(dim=1, keepdim=True)
+            own = grad.new_zeros(len(rows), ctx.dim)
+            torch.addcmul(above, rows, along, value=-1, out=own[:, : rows.shape[1]]).div_(norm)
+            out.append(own)
+        return tuple(out)
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:

@@ -260,7 +260,7 @@ class _Phase:
                 for place, batch in enumerate(batches):
                     with nullcontext() if place == len(batches) - 1 else accelerator.no_sync(self.model):
                         loss: Tensor = self.model(batch.inputs, batch.lengths, batch.chosen, batch.labels)
-                        (loss * weight).backward()
+                        torch.autograd.backward(loss * weight)
                     total += loss.detach()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):

@@ -27,7 +27,7 @@ class Memory:
 
     ``weights``: parameters and their gradients; ``optimizer``: its two averages for each parameter, as these in
     float32; ``activations``: what the backward pass of one micro-batch needs (``activation_bytes``); ``vectors``: a
-    step's vectors with their gradients, which GradCache holds.
+    step's vectors as they came and scaled, with the gradients of both, which GradCache holds.
     """
 
     weights: int
@@ -86,7 +86,7 @@ def preview(config: TrainConfig, encoder: TextEncoder, batches: Batches) -> Prev
             weights=2 * _FLOAT32 * parameters,
             optimizer=2 * _FLOAT32 * parameters,
             activations=activations // (2 if _dtype(config, encoder) == torch.bfloat16 else 1),
-            vectors=2 * _FLOAT32 * encoder.dim * round(step_tokens if encoder.kind == "colbert" else step_texts),
+            vectors=4 * _FLOAT32 * encoder.dim * round(step_tokens if encoder.kind == "colbert" else step_texts),
         ),
         sources=sources,
         first=first[:_SHOWN],
