@@ -114,26 +114,30 @@ class EncoderPool:
         asked = options | {"batch_tokens": batch}
         idle: SimpleQueue[_Worker] = SimpleQueue()
         out: list[Any] = [None] * len(texts)
-
-        def encoded(places: list[int]) -> list[Any]:
-            worker = idle.get()
-            try:
-                return worker.encode([texts[place] for place in places], asked)
-            finally:
+        try:
+            for worker in self._started():
                 idle.put(worker)
 
-        with ThreadPoolExecutor(len(self._names), thread_name_prefix="devices") as threads:
-            try:
-                for worker in self._started():
+            def encoded(places: list[int]) -> list[Any]:
+                worker = idle.get()
+                try:
+                    return worker.encode([texts[place] for place in places], asked)
+                finally:
                     idle.put(worker)
-                for places, rows in zip(portions, threads.map(encoded, portions), strict=True):
-                    for place, row in zip(places, rows, strict=True):
-                        out[place] = row
-                    if progress is not None:
-                        progress(len(places))
-            except BaseException:
-                self.close()  # before the threads are waited for: each waits for its process
-                raise
+
+            with ThreadPoolExecutor(len(self._names), thread_name_prefix="devices") as threads:
+                try:
+                    for places, rows in zip(portions, threads.map(encoded, portions), strict=True):
+                        for place, row in zip(places, rows, strict=True):
+                            out[place] = row
+                        if progress is not None:
+                            progress(len(places))
+                except BaseException:
+                    self.close()  # before the threads are waited for: each waits for its process
+                    raise
+        except BaseException:
+            self.close()
+            raise
         return np.stack(out) if self.kind == "dense" else out
 
     def close(self) -> None:
