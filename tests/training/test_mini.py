@@ -373,3 +373,14 @@ def test_the_recipes_name_what_the_steps_make(name: str) -> None:
     for source in config.data:
         assert source.path == f"mini/pairs/{source.name}.jsonl.gz"
         assert source.teacher_vectors == f"mini/teacher/{source.name}"
+
+
+def test_the_last_recipe_names_what_was_mined() -> None:
+    config = TrainConfig.load(ROOT / "examples" / "recipes" / "mini-hard.toml")
+    assert config.model.start == "mini/joint"
+    mined = {source.name for source in config.data if source.format == "tuples"}
+    assert mined == {"code_python", "code_java", "code_js", "technical_prose", "sentences"}
+    for source in config.data:
+        assert source.path == f"mini/{'mined' if source.name in mined else 'pairs'}/{source.name}.jsonl.gz"
+    taught = {source.name: source.teacher_vectors for source in config.data if source.teacher_vectors}
+    assert taught == {name: f"mini/teacher/mined/{name}" for name in ("code_python", "technical_prose", "sentences")}
