@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mbretrieve.errors import ModelError
 
-BUNDLED = "mbretrieve/mini-v1"
+BUNDLED = "mbretrieve/mini-v2"
 """The name of the model inside this package, which is what no name at all means."""
 
 _ASSETS = Path(__file__).parent.parent / "assets"
@@ -30,7 +30,7 @@ def locate(name: str | Path | None, revision: str | None = None, local_files_onl
     Raises: ModelError, one line, if there is no such folder, the Hub has no such model or cannot be reached.
     """
     if name is None or name == BUNDLED:
-        return Source(_ASSETS / "mini-v1", BUNDLED, None)
+        return Source(_ASSETS / "mini-v2", BUNDLED, None)
     path = Path(name).expanduser()
     if path.is_dir():
         if revision is not None:

@@ -22,6 +22,7 @@ from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import Batches
+from tests.models import small
 
 ROOT = Path(__file__).parent.parent.parent
 MINI = ROOT / "examples" / "mini"
@@ -384,3 +385,19 @@ def test_the_last_recipe_names_what_was_mined() -> None:
         assert source.path == f"mini/{'mined' if source.name in mined else 'pairs'}/{source.name}.jsonl.gz"
     taught = {source.name: source.teacher_vectors for source in config.data if source.teacher_vectors}
     assert taught == {name: f"mini/teacher/mined/{name}" for name in ("code_python", "technical_prose", "sentences")}
+
+
+def test_the_mean_of_two_trainings(mini: Any, tmp_path: Path) -> None:
+    average = mini("average")
+    one, other = (load(small.pylate(tmp_path / f"{seed}", [small.layer(32, 16, seed)])) for seed in (1, 2))
+    mean = average.averaged([(one, 0.25), (other, 0.75)], 100)
+    for name, tensor in mean.backbone.items():
+        expected = 0.25 * one.backbone[name].float() + 0.75 * other.backbone[name].float()
+        torch.testing.assert_close(tensor, expected.half())
+    heads = [model.projection[0].weight.float() for model in (one, other)]
+    torch.testing.assert_close(mean.projection[0].weight, (0.25 * heads[0] + 0.75 * heads[1]).half())
+    assert mean.settings.documents.length == 100
+    with pytest.raises(DataError, match=r"the weights add up to 0.9, expected 1"):
+        average.averaged([(one, 0.5), (other, 0.4)], 100)
+    with pytest.raises(DataError, match="unlike shapes"):
+        average.averaged([(one, 0.5), (load(small.bare(tmp_path / "bare", num_hidden_layers=2)), 0.5)], 100)
