@@ -419,9 +419,9 @@ class Retriever:
     ) -> list[tuple[dict[str, Match], dict[str, Match]]]:
         """Return for each query what hybrid search joins, by document id: matches by meaning, and by words.
 
-        The best ``depth`` of each ranking, or of that by meaning as few as are likely to hold the best ``sure`` (0: all);
-        the best of those found by words alone are scored by meaning too, so that none of them is thought worthless only
-        because it was not fetched, and the others are left out.
+        The best ``depth`` of each ranking, or of that by meaning as few as are likely to hold the best ``sure`` (0:
+        all); the best of those found by words alone are scored by meaning too, so that none of them is thought
+        worthless only because it was not fetched, and the others are left out.
         """
         vectors = self.asking.encode_queries(queries)
         # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.

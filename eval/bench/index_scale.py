@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="instead: one index of so many vectors, with noise")
     parser.add_argument("--stage", choices=["build", "search", "both"], default="both", help="of --tokens")
     parser.add_argument("--peer-python", type=Path)
+    parser.add_argument("--peer-only", action="store_true", help="only the peer, and our build of the same vectors")
     parser.add_argument("--peer-limit", type=int, default=1200, help="seconds")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -147,6 +148,15 @@ def main() -> None:
     result: dict[str, Any] = {"memory": arguments.memory}
     if arguments.tokens:
         result["many"] = many(folders[-1], arguments.tokens, arguments.memory, arguments.stage)
+    elif arguments.peer_only:
+        index = fresh(folders[0] / f"index-{DEFAULT_BITS}bit")
+        place = {"vectors": str(folders[0]), "index": str(index)}
+        ours = run("build", 1, **place, bits=DEFAULT_BITS, memory=arguments.memory)
+        result |= {"build": ours, "search": run("search", 1, **place)}
+        fresh(index)
+        result["pylate with fast-plaid"] = theirs = peer(arguments.peer_python, folders[0], arguments.peer_limit)
+        if "cpu_seconds" in theirs:
+            result["build_times_faster_by_cpu"] = round(theirs["cpu_seconds"] / ours["cpu_seconds"], 1)
     else:
         bits = sorted({int(number) for number in arguments.bits.split(",")} | {DEFAULT_BITS})
         result["sizes"] = [measure(folders[0], bits, arguments.memory)]
