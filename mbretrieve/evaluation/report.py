@@ -269,6 +269,8 @@ def _line(cells: Iterable[object]) -> str:
 
 # Pictures
 
+_MARKERS = "os^D"  # of ten systems each, after which colours come again
+
 
 def plot_trade_off(path: Path, results: Mapping[str, Sequence[TaskResult]], cost: str) -> None:
     """Draw quality against a cost, one point a system: ``cost`` is "latency" (p50, ms) or "size" (index, MB).
@@ -285,9 +287,10 @@ def plot_trade_off(path: Path, results: Mapping[str, Sequence[TaskResult]], cost
     if not shared:
         raise DataError(f"no task for which every system tells its {cost}: nothing to draw in {path}")
     drawing, axes = figure(6.5, 4.5)
-    for system, of_system in costs.items():
+    for place, (system, of_system) in enumerate(costs.items()):
         values, scores = zip(*(of_system[task] for task in sorted(shared)), strict=True)
-        axes.scatter(sum(values) / len(shared), sum(scores) / len(shared), label=system)
+        marker = _MARKERS[place // 10 % len(_MARKERS)]
+        axes.scatter(sum(values) / len(shared), sum(scores) / len(shared), label=system, marker=marker)
     axes.set(xlabel=label, ylabel=f"headline metric, mean of {len(shared)} tasks", xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
     places = [value for of_system in costs.values() for value, _ in of_system.values()]
