@@ -58,10 +58,10 @@ TABLE = (
     Row(1 << 25, Effort(probes=32, tokens=4096, rescore=300)),
     Row(1 << 62, Effort(probes=32, tokens=16384, rescore=300)),
 )
-"""Measured by eval/bench/index_scale.py at 1.3 and 12.6 million tokens, the second row interpolated, the last
-extrapolated. With too few tokens documents are missed (at 12.6 million, recall@10 is .92 with 2,048, .94 with 4,096 and
-.945 with 6,144, for which FAISS takes a third more time); with nearly all that the lists hold, what was not found
-counts as what lies at their bottom, and candidates are ranked worse."""
+"""Measured on the functions of eval/bench/index_scale.py, 1.3 and 12.6 million tokens; the second row is interpolated,
+the last extrapolated. With too few tokens documents are missed (at 12.6 million, recall@10 is .92 with 2,048, .94 with
+4,096 and .945 with 6,144, for which FAISS takes a third more time); with nearly all that the lists hold, what was not
+found counts as what lies at their bottom, and candidates are ranked worse."""
 
 
 def effort(tokens: int, k: int) -> Effort:
