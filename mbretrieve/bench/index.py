@@ -23,6 +23,7 @@ from mbretrieve.index import AnyIndex, Effort, Match
 from mbretrieve.index.plan import widened
 from mbretrieve.index.store import MEMORY
 from mbretrieve.retriever import Retriever
+from mbretrieve.scoring.native import prepare
 from mbretrieve.types import FloatArray, Head, JointVectors, Progress, Run, as_window, rows_of
 
 Query = FloatArray | JointVectors
@@ -138,6 +139,7 @@ def measure_index(path: Path, texts: Sequence[str], truth: Truth, progress: Prog
 
     Raises: DataError for an index of no documents, IndexFormatError, ModelError as their names say.
     """
+    prepare()  # or the kernel would come while it is measured
     with Retriever.open(path) as retriever:
         exact_ms, points, default = _measure(retriever, texts, truth, progress)
         status = retriever.status()

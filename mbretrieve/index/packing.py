@@ -18,6 +18,7 @@ from mbretrieve.index.lists import merge_lists, write_lists
 from mbretrieve.index.records import Layout
 from mbretrieve.index.segments import PackedSegment, PackedWriter, Written
 from mbretrieve.index.windows import Table
+from mbretrieve.scoring.native import prepare
 
 Integers = NDArray[np.int64]
 
@@ -83,6 +84,7 @@ def train(sources: Sequence[Source], bits: int, tokens: int, memory: int) -> Cod
     ends = [len(source.rows) - len(source.rows) // HELD_OUT for source in sources]
     seen = [source._replace(rows=source.rows[:end]) for source, end in zip(sources, ends, strict=True)]
     unseen = [source._replace(rows=source.rows[end:]) for source, end in zip(sources, ends, strict=True)]
+    prepare()  # what is packed will be searched: a second beside the minutes that it takes to get here
     enough = sum(source.tokens for source in unseen) >= LOSS_TOKENS
     lists = plan.lists(tokens)
     # Training holds the sample some eight times over: as it came, rotated, less its centroids, coded, decoded.

@@ -1,24 +1,18 @@
 """Attention in bfloat16 on CPUs with AMX: the kernel of ``amx.cpp``, which this machine's own compiler builds, once.
 
-It is built in the first job that is long enough to win by it, a second's work, and kept in the user's cache folder.
-Where there is no AMX, no compiler or no such folder, or MBRETRIEVE_COMPILE is 0, torch's kernels do the work.
+It is built in the first job that is long enough to win by it, a second's work. Where there is no AMX, or no kernel can
+be had (see ``compiled``), torch's kernels do the work.
 """
 
 import ctypes
 import math
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
-from functools import cache
-from hashlib import blake2b
-from importlib.resources import files
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mbretrieve.compiled import FLOAT, INT, LONG, POINTER, Compiled
 
 HEAD_DIM = 64
 """Numbers a head: the kernel knows no other."""
@@ -26,15 +20,6 @@ LANES = 16
 """Rows are taken so many numbers at a time: their width is a multiple."""
 _LONG_JOB = 4096  # tokens of a batch from which on a job is taken to be long enough for a compiler to be called
 _SHORT = 512  # tokens of a batch for which no threads are started
-_COMPILERS = ("c++", "g++", "clang++")
-_OPTIONS = ("-std=c++17", "-O3", "-march=sapphirerapids", "-shared", "-fPIC", "-pthread")
-_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_FUNCTIONS = {
-    "mbretrieve_attend": (*[_POINTER] * 5, _LONG, _POINTER, _LONG, _INT, _INT, _FLOAT, _INT),
-    "mbretrieve_norm": (*[_POINTER] * 4, _FLOAT, _LONG, _INT, *[_POINTER] * 3, _INT),
-    "mbretrieve_quantize": (_POINTER, _LONG, _INT, _POINTER, _POINTER, _INT),
-    "mbretrieve_gate": (_POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER, _INT),
-}
 
 
 def serves(x: Tensor, head_dim: int) -> bool:
@@ -45,7 +30,7 @@ def serves(x: Tensor, head_dim: int) -> bool:
         and x.dtype == torch.bfloat16
         and head_dim == HEAD_DIM
         and tokens >= _SHORT
-        and (_library(False) is not None or (tokens >= _LONG_JOB and _library(True) is not None))
+        and KERNEL.get(build=tokens >= _LONG_JOB) is not None
     )
 
 
@@ -151,79 +136,27 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _loaded() -> ctypes.CDLL:
-    library = _load()
+    library = KERNEL.get()
     assert library is not None  # as ``serves`` found
     return library
 
 
-def _library(build: bool) -> ctypes.CDLL | None:
-    """Return the kernel if it has been built; ``build`` it, if not, in case that can be done."""
-    library = _load()
-    if library is None and build and _build():
-        _load.cache_clear()
-        library = _load()
-    return library
-
-
-@cache
-def _load() -> ctypes.CDLL | None:
-    """Load the kernel, if it is there and the system grants its tiles."""
-    try:
-        path = _place() if _has_amx() else None
-        if path is None:
-            return None
-        owner = path.stat()
-        if owner.st_uid != os.getuid() or owner.st_mode & 0o022:  # others could have put code of theirs there
-            return None
-        library = ctypes.CDLL(str(path))
-        for name, arguments in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
-        return library if library.mbretrieve_prepare() == 0 else None
-    except (OSError, AttributeError):
-        return None
-
-
-def _has_amx() -> bool:
-    if os.environ.get("MBRETRIEVE_COMPILE") == "0" or platform.system() != "Linux":
-        return False
+def has_amx() -> bool:
+    """Whether this machine's processor can run the kernel."""
     # The public spelling is younger than the oldest torch we run on.
-    return torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported()
+    return platform.system() == "Linux" and torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported()
 
 
-@cache
-def _place() -> Path | None:
-    """Return where the kernel is kept, under a name of its own for each source."""
-    try:
-        cache_folder = Path(
-            os.environ.get("MBRETRIEVE_CACHE")
-            or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbretrieve"
-        )
-    except RuntimeError:  # a user without a home
-        return None
-    digest = blake2b(_source() + " ".join(_OPTIONS).encode(), digest_size=8).hexdigest()
-    return cache_folder / "kernels" / f"amx-{digest}.so"
-
-
-def _source() -> bytes:
-    return (files("mbretrieve.models") / "amx.cpp").read_bytes()
-
-
-@cache
-def _build() -> bool:
-    """Compile the kernel; False, without a word, where that cannot be done."""
-    path, compiler = _place(), next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if path is None or compiler is None or not _has_amx():
-        return False
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            source, made = Path(folder) / "amx.cpp", Path(folder) / "amx.so"
-            source.write_bytes(_source())
-            command = [compiler, *_OPTIONS, "-o", str(made), str(source)]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603
-            made.chmod(0o700)
-            made.replace(path)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return True
+KERNEL = Compiled(
+    "mbretrieve.models",
+    "amx",
+    ("-O3", "-march=sapphirerapids"),
+    {
+        "mbretrieve_attend": (*[POINTER] * 5, LONG, POINTER, LONG, INT, INT, FLOAT, INT),
+        "mbretrieve_norm": (*[POINTER] * 4, FLOAT, LONG, INT, *[POINTER] * 3, INT),
+        "mbretrieve_quantize": (POINTER, LONG, INT, POINTER, POINTER, INT),
+        "mbretrieve_gate": (POINTER, POINTER, LONG, INT, POINTER, POINTER, INT),
+    },
+    suits=lambda: has_amx(),
+    starts=lambda library: library.mbretrieve_prepare() == 0,  # the system grants its tiles
+)

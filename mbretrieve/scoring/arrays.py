@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.scoring.blocks import Places, maxsim_by_blocks, take
 from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
+from mbretrieve.scoring.native import native_scorer
 
 Floats = NDArray[np.float32]
 
@@ -47,6 +48,8 @@ def codes_scorer(
     query: Floats, tokens: CompressedTokens, bounds: NDArray[np.int64], coarse: Floats | None = None
 ) -> Callable[[NDArray[np.int64] | None], Floats]:
     """Return a function from rows (R,) to what ``maxsim_codes`` says of them, (R,): for who asks it in turns."""
+    if (by_kernel := native_scorer(query, tokens, bounds, coarse)) is not None:
+        return by_kernel
     add = _by_numbers(query, tokens) or _by_tables(query, tokens)
     of_centroids = np.ascontiguousarray((query @ tokens.centroids.T if coarse is None else coarse).T)  # (L, I)
 

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from mbretrieve.scoring.blocks import Places, maxsim_by_blocks
 from mbretrieve.scoring.compressed import CompressedTokens
+from mbretrieve.scoring.native import native_scorer
 from mbretrieve.scoring.padded import check_dims
 
 BLOCK_SIMILARITIES = 128 * 1024  # they stay in a core's cache, as the tokens of a block do
-# Up to so many query tokens, adding up the scores of a document token's codes is faster than decoding the token.
+# Up to so many query tokens, adding up the scores of a document token's codes is faster than decoding the token: by the
+# kernel, and by torch.
+NATIVE_QUERY_TOKENS = 128
 TABLE_QUERY_TOKENS = 48
 
 
@@ -73,6 +76,8 @@ def compressed_scorer(
     """
     centroids = torch.from_numpy(tokens.centroids)
     stacked = _stack(queries, centroids)
+    if len(stacked) <= NATIVE_QUERY_TOKENS and (by_kernel := _by_kernel(queries, tokens, offsets, coarse)) is not None:
+        return by_kernel
     if len(stacked) <= TABLE_QUERY_TOKENS:
         score = tokens.score_codes(stacked, stacked @ centroids.T if coarse is None else coarse)
 
@@ -86,6 +91,21 @@ def compressed_scorer(
 
     lengths, bounds = [len(query) for query in queries], offsets.numpy()
     return lambda rows: torch.from_numpy(maxsim_by_blocks(lengths, bounds, rows, similarities))
+
+
+def _by_kernel(
+    queries: Sequence[Tensor], tokens: CompressedTokens, offsets: Tensor, coarse: Tensor | None
+) -> Callable[[NDArray[np.int64] | None], Tensor] | None:
+    lengths = [len(query) for query in queries]
+    each = [None] * len(queries) if coarse is None else np.split(coarse.numpy(), np.cumsum(lengths)[:-1])
+    scorers = [
+        scorer
+        for query, of in zip(queries, each, strict=True)
+        if (scorer := native_scorer(query.float().numpy(), tokens, offsets.numpy(), of)) is not None
+    ]
+    if not queries or len(scorers) < len(queries):
+        return None
+    return lambda rows: torch.from_numpy(np.stack([score(rows) for score in scorers]))
 
 
 def _stack(queries: Sequence[Tensor], documents: Tensor) -> Tensor:

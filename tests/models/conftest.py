@@ -1,10 +1,12 @@
 """The kernel that this machine's compiler builds, for the tests that need it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mbretrieve.compiled import COMPILERS
 from mbretrieve.models import amx
 
 
@@ -17,25 +19,20 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def kernel(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Build the kernel, or find it where it has been built."""
-    forget()
+    amx.KERNEL.forget()
     monkeypatch.setenv("MBRETRIEVE_CACHE", str(kernels))
     monkeypatch.delenv("MBRETRIEVE_COMPILE", raising=False)
-    if not amx._has_amx() or not any(map(amx.shutil.which, amx._COMPILERS)):
+    if not amx.has_amx() or not any(map(shutil.which, COMPILERS)):
         pytest.skip("this machine has no AMX, or no compiler")
-    assert amx._library(build=True) is not None
+    assert amx.KERNEL.get(build=True) is not None
     yield
-    forget()
+    amx.KERNEL.forget()
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder without a kernel."""
-    forget()
+    amx.KERNEL.forget()
     monkeypatch.setenv("MBRETRIEVE_CACHE", str(tmp_path))
     yield tmp_path
-    forget()
-
-
-def forget() -> None:
-    for function in (amx._place, amx._load, amx._build):
-        function.cache_clear()
+    amx.KERNEL.forget()

@@ -112,7 +112,7 @@ def test_a_compiler_that_fails_is_not_asked_again(elsewhere: Path, monkeypatch: 
     compiler.write_text(f"#!/bin/sh\necho x >> {elsewhere}/calls\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{elsewhere}:{os.environ['PATH']}")
-    monkeypatch.setattr(amx, "_has_amx", lambda: True)
+    monkeypatch.setattr(amx, "has_amx", lambda: True)
     for _ in range(2):
         assert not amx.serves(torch.empty(1 << 14, 64, dtype=torch.bfloat16), 64)
     assert (elsewhere / "calls").read_text() == "x\n"
@@ -131,12 +131,12 @@ def test_short_batches_call_no_compiler(elsewhere: Path) -> None:
 
 @pytest.mark.usefixtures("kernel")
 def test_a_file_that_others_can_write_is_not_loaded() -> None:
-    place = amx._place()
+    place = amx.KERNEL.place()
     assert place is not None
-    amx._load.cache_clear()
+    amx.KERNEL.load.cache_clear()
     mode = place.stat().st_mode
     place.chmod(mode | stat.S_IWOTH)
     try:
-        assert amx._load() is None
+        assert amx.KERNEL.get() is None
     finally:
         place.chmod(mode)
