@@ -380,8 +380,8 @@ class Retriever:
 
         where: metadata filter, see ``types.Where``; ids: rank only these documents; both act before ranking. mode: by
         meaning (``semantic``), by words (``lexical``), or both (``hybrid``). fusion, of both: ``weighted``, a sum of
-        scores, each divided by the query's best, or ``rrf``, a sum of reciprocal ranks, those by words times
-        ``lexical_weight`` in either.
+        scores (see ``index.fusion``), or ``rrf``, a sum of reciprocal ranks, those by words times ``lexical_weight``
+        in either.
         Raises: ValueError for k < 1, an unknown mode or fusion; DataError for a filter that does not parse or an empty
         query.
         """

@@ -49,8 +49,17 @@ def pools(retriever: Retriever, queries: dict[str, str]) -> dict[str, tuple[dict
     }
 
 
+def by_best(semantic: dict[str, float], lexical: dict[str, float], weight: float) -> dict[str, float]:
+    """A weighted sum in which the query's best document by words has 1, however well its words match."""
+    best = max(lexical.values(), default=0.0) or 1.0
+    return fusion.weighted_sum(semantic, {id: fusion.LEXICAL_UNIT * s / best for id, s in lexical.items()}, weight)
+
+
+JOINS = {"sum": fusion.weighted_sum, "sum by best": by_best, "rrf": fusion.reciprocal_rank_fusion}
+
+
 def joined(pool: dict, how: str, weight: float) -> dict[str, dict[str, float]]:
-    join = fusion.weighted_sum if how == "sum" else fusion.reciprocal_rank_fusion
+    join = JOINS[how]
     return {query: join(*scores, weight) for query, scores in pool.items()}
 
 
@@ -79,7 +88,7 @@ def main() -> None:
                 kept = sorted(rng.choice(kept, min(len(kept), MOST_QUERIES), replace=False).tolist())
                 qrels = {query: qrels[query] for query in kept}
                 pool = pools(retriever, {query: queries[query] for query in kept})
-                table = {f"{how} {w}": ndcg(joined(pool, how, w), qrels) for how in ("sum", "rrf") for w in WEIGHTS}
+                table = {f"{how} {w}": ndcg(joined(pool, how, w), qrels) for how in JOINS for w in WEIGHTS}
                 table["lexical"] = ndcg({query: words for query, (_, words) in pool.items()}, qrels)
                 scores[use][f"{name}/{split}"] = table
                 print(f"{name}/{split} ({len(kept)} queries)", {k: round(v, 4) for k, v in table.items()}, flush=True)

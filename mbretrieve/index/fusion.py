@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 
+LEXICAL_UNIT = 30.0
+"""A score by words (BM25) that is one unit of a weighted sum: what a question's best document usually has."""
+
 
 def weighted_sum(semantic: Mapping[str, float], lexical: Mapping[str, float], weight: float) -> dict[str, float]:
-    """Add two scores after each was divided by the best of its ranking: ``s / max|s| + weight * l / max|l|``.
+    """Add a score by meaning, as a share of the query's best, and one by words: ``s / max|s| + weight * l / 30``.
 
-    A document missing from one ranking has 0 there. Dividing keeps the distances between a ranking's scores, and a
-    document's zero stays a zero, where stretching to [0, 1] would make the last of every ranking worthless.
+    Meaning always finds something, and its scores say how near to each other documents are. Words may say little or
+    much: how many rare words match is in the height of their score, which dividing it by the best would take away
+    (eval/bench/fusion.py: it costs 0.6 points of nDCG@10). A document missing from one ranking has 0 there.
     """
+    best = max((abs(score) for score in semantic.values()), default=0.0) or 1.0
     joined = dict.fromkeys([*semantic, *lexical], 0.0)
-    for scores, factor in ((semantic, 1.0), (lexical, weight)):
-        best = max((abs(score) for score in scores.values()), default=0.0)
-        if best > 0:
-            for id, score in scores.items():
-                joined[id] += factor * score / best
+    for id, score in semantic.items():
+        joined[id] = score / best
+    for id, score in lexical.items():
+        joined[id] += weight * score / LEXICAL_UNIT
     return joined
 
 

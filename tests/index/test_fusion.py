@@ -5,8 +5,8 @@ import pytest
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 
 
-def test_weighted_sum_divides_each_ranking_by_its_best() -> None:
-    joined = weighted_sum({"a": 8.0, "b": 4.0, "c": -2.0}, {"b": 10.0, "d": 5.0}, weight=0.5)
+def test_weighted_sum_takes_meaning_by_its_best_and_words_by_their_height() -> None:
+    joined = weighted_sum({"a": 8.0, "b": 4.0, "c": -2.0}, {"b": 30.0, "d": 15.0}, weight=0.5)
     assert joined == pytest.approx({"a": 1.0, "b": 0.5 + 0.5, "c": -0.25, "d": 0.25})
 
 
