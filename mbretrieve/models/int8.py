@@ -5,6 +5,7 @@ takes a layer from row to row; elsewhere ``Int8Linear`` stands for ``Linear``, b
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,12 +57,31 @@ def to_bytes(rows: Tensor) -> Rows:
 
 
 def check(device: torch.device) -> None:
-    """Raise ModelError where this build of torch does not multiply bytes, or the device is no CPU."""
-    if device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+    """Raise ModelError where the device is no CPU, or this one does not multiply bytes."""
+    if device.type != "cpu":
         raise ModelError(
-            f"dtype is int8, which needs a CPU and oneDNN in torch, but the device is {device}: "
-            "name device cpu, or leave the dtype out"
+            f"dtype is int8, which needs a CPU, but the device is {device}: name device cpu, or leave the dtype out"
         )
+    if not _multiplies():
+        raise ModelError(
+            "dtype is int8, but torch does not multiply bytes exactly on this CPU (of x86 it needs one with VNNI): "
+            "leave the dtype out"
+        )
+
+
+@cache
+def _multiplies() -> bool:
+    """Whether the largest bytes have the product that they should: without VNNI oneDNN adds them up in 16 bits, which
+    overflow; and there are builds of torch that know the operator by name alone."""
+    ones = nn.utils.skip_init(nn.Linear, 64, 64, bias=False)  # which draws nothing
+    nn.init.ones_(ones.weight)
+    try:
+        linear = Int8Linear(ones)
+        rows = Rows(torch.full((2, 64), _MOST, dtype=torch.int8), torch.ones(2))
+        found = linear.product(rows, torch.float32).numbers
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.allclose(found, torch.tensor(64.0 * _MOST), rtol=1e-3)
 
 
 def quantize(layer: "Layer") -> None:

@@ -325,13 +325,15 @@ class Rotary:
 
     def table(self, longest: int, device: torch.device) -> Tensor:
         """Return cosines and sines, (2, positions, head_dim) float32, for at least ``longest`` positions."""
-        if self._table.shape[1] < longest or self._table.device != device:
+        table = self._table
+        if table.shape[1] < longest or table.device != device:
             pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
             places = torch.arange(longest, dtype=torch.float32, device=device)
             angles = torch.outer(places, 1.0 / (self.theta ** (pairs / self.head_dim)))
             cosine, sine = angles.cos(), angles.sin()
-            self._table = torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)))
-        return self._table
+            table = torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)))
+            self._table = table
+        return table  # not what another thread, with shorter texts, may have put in its place by now
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -48,5 +48,7 @@ class OnTheWay:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that memory ended: torch's allocator on a CPU has no class of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error is that memory ended: not every allocator of torch's has a class of its own for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "MPS backend out of memory"))

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 import weakref
@@ -54,6 +55,7 @@ class EncoderPool:
         self._loading = dict(loading) | {"dtype": None if dtype is None else str(dtype).removeprefix("torch.")}
         self._workers: list[_Worker] = []
         self._said: set[str] = set()
+        self._one = threading.Lock()  # a process answers in the order in which it is asked: one caller at a time
 
     def __enter__(self) -> Self:
         return self
@@ -105,23 +107,40 @@ class EncoderPool:
         """
         from mbretrieve.models.encoder import BATCH_TOKENS
 
-        batch = batch_tokens or BATCH_TOKENS
+        batch = BATCH_TOKENS if batch_tokens is None else batch_tokens
         sizes = [max(1, len(text)) for text in texts]
-        if isinstance(texts, str) or sum(sizes) <= batch * _CHARACTERS:
+        if isinstance(texts, str) or batch < 1 or sum(sizes) <= batch * _CHARACTERS:
             return self._model.encode_documents(texts, batch_tokens=batch, progress=progress, **options)
         share = sum(sizes) // (_PORTIONS * len(self._names))
         portions = pack(sizes, min(max(share, batch * _CHARACTERS), _BATCHES * batch * _CHARACTERS))
-        asked = options | {"batch_tokens": batch}
+        with self._one:
+            out = self._on_all(texts, portions, options | {"batch_tokens": batch}, progress)
+        return np.stack(out) if self.kind == "dense" else out
+
+    def close(self) -> None:
+        """End the processes; the next documents start others."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.end()
+
+    def _on_all(
+        self,
+        texts: Sequence[str],
+        portions: Sequence[Sequence[int]],
+        options: Mapping[str, Any],
+        progress: "Progress | None",
+    ) -> list[Any]:
+        """Have the processes encode documents, given as portions of their places: what the encoder gives for each."""
         idle: SimpleQueue[_Worker] = SimpleQueue()
         out: list[Any] = [None] * len(texts)
         try:
             for worker in self._started():
                 idle.put(worker)
 
-            def encoded(places: list[int]) -> list[Any]:
+            def encoded(places: Sequence[int]) -> list[Any]:
                 worker = idle.get()
                 try:
-                    return worker.encode([texts[place] for place in places], asked)
+                    return worker.encode([texts[place] for place in places], options)
                 finally:
                     idle.put(worker)
 
@@ -138,13 +157,7 @@ class EncoderPool:
         except BaseException:
             self.close()
             raise
-        return np.stack(out) if self.kind == "dense" else out
-
-    def close(self) -> None:
-        """End the processes; the next documents start others."""
-        workers, self._workers = self._workers, []
-        for worker in workers:
-            worker.end()
+        return out
 
     def _started(self) -> list["_Worker"]:
         if not self._workers:
@@ -164,9 +177,14 @@ class _Worker:
     def __init__(self, name: str, said: set[str]) -> None:
         """``said`` are the warnings that were passed on, by whichever process."""
         self._name, self._said = name, said
-        # In a session of its own: Ctrl-C at a terminal is for who started it, who ends it.
+        # In a session of its own: Ctrl-C at a terminal is for who started it, who ends it. It imports from where this
+        # process does: -m alone would look in the working folder first, where an indexed project's json.py may lie.
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self.end = weakref.finalize(self, _end, self._process)
 

@@ -1,5 +1,9 @@
 """Models in bytes: near the same model in float32, by the kernel and without it, and for encoding only."""
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +98,13 @@ def test_it_is_for_encoding_only(tmp_path: Path) -> None:
 def test_it_needs_a_cpu() -> None:
     with pytest.raises(ModelError, match="name device cpu"):
         int8.check(torch.device("cuda"))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only of x86 there are CPUs without VNNI")
+def test_a_cpu_whose_products_of_bytes_overflow_is_refused() -> None:
+    program = "import torch; from mbretrieve.models import int8; int8.check(torch.device('cpu'))"
+    older = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", program], env=older, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith(
+        "mbretrieve.errors.ModelError: dtype is int8, but torch does not multiply bytes exactly on this CPU"
+    )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,27 @@ def test_what_is_no_more_than_a_batch_needs_no_process(pool: EncoderPool) -> Non
     assert not pool._workers
     with pytest.raises(TypeError, match="a list of texts"):
         pool.encode_documents("a text")
+    with pytest.raises(ValueError, match="batch_tokens is 0, expected at least 1"):
+        pool.encode_documents(TEXTS, batch_tokens=0)
+
+
+def test_what_lies_in_the_working_folder_is_not_imported(
+    pool: EncoderPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "json.py").write_text("raise SystemExit('of the project')")
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    assert len(pool.encode_documents(TEXTS, **FEW)) == len(TEXTS)
+
+
+def test_two_threads_get_each_their_own(pool: EncoderPool) -> None:
+    pool.encode_documents(TEXTS, **FEW)
+    asked = [TEXTS, TEXTS[::-1]] * 2
+    with ThreadPoolExecutor(len(asked)) as threads:
+        found = list(threads.map(lambda texts: pool.encode_documents(texts, **FEW), asked, timeout=100))
+    for texts, rows in zip(asked, found, strict=True):
+        small.assert_same_rows(rows, pool._model.encode_documents(texts, **FEW), tolerance=1e-5)
 
 
 def test_a_process_that_is_killed_is_named(pool: EncoderPool) -> None:
