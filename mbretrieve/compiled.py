@@ -44,10 +44,7 @@ class Compiled:
     def get(self, *, build: bool = False) -> ctypes.CDLL | None:
         """Return the kernel if it has been built; ``build`` it, if not, in case that can be done."""
         library = self.load()
-        if library is None and build and self.build():
-            self.load.cache_clear()
-            library = self.load()
-        return library
+        return self.load() if library is None and build and self.build() else library
 
     def forget(self) -> None:
         """Look again for what is there: another folder, another compiler."""
@@ -90,11 +87,12 @@ class Compiled:
         return (files(self._package) / f"{self._name}.cpp").read_bytes()
 
     def _build(self) -> bool:
-        """Compile; False, without a word, where that cannot be done."""
-        path, compiler = self.place(), next(filter(None, map(shutil.which, COMPILERS)), None)
-        if path is None or compiler is None or not self.can_run():
-            return False
+        """Compile, unless that was done; False, without a word, where it cannot be or has been in vain."""
+        compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
         try:
+            path = self.place()
+            if path is None or compiler is None or not self.can_run() or path.exists():
+                return False
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 source, made = Path(folder) / f"{self._name}.cpp", Path(folder) / f"{self._name}.so"
@@ -102,9 +100,12 @@ class Compiled:
                 command = [compiler, *self._options, "-o", str(made), str(source)]
                 subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603
                 made.chmod(0o700)
+                with made.open("rb") as file:
+                    os.fsync(file.fileno())  # a file cut short by a power failure would stay
                 made.replace(path)
         except (OSError, subprocess.SubprocessError):
             return False
+        self.load.cache_clear()
         return True
 
 

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -314,9 +315,9 @@ inline void normalize(const bf16 *x, const float *weight, int width, float eps, 
 }
 
 // Have so many threads work on `count` things, each of which takes `step` of them at a time; the caller's is one of them,
-// unless it must be kept out of it.
+// and the only one where no more are to be had.
 template <class Do>
-void share_out(int64_t count, int64_t step, int threads, bool aside, Do work) {
+void share_out(int64_t count, int64_t step, int threads, Do work) {
     std::atomic<int64_t> next{0};
     auto run = [&] {
         work([&](int64_t &first, int64_t &last) {
@@ -327,8 +328,11 @@ void share_out(int64_t count, int64_t step, int threads, bool aside, Do work) {
     };
     std::vector<std::thread> crew;
     const int64_t most = std::min<int64_t>(threads, (count + step - 1) / step);
-    for (int64_t i = aside ? 0 : 1; i < most; i++) crew.emplace_back(run);
-    if (!aside) run();
+    try {
+        for (int64_t i = 1; i < most; i++) crew.emplace_back(run);
+    } catch (const std::exception &) {
+    }
+    run();
     for (auto &one : crew) one.join();
 }
 
@@ -351,13 +355,18 @@ void mbretrieve_attend(const uint16_t *qkv, const float *units, uint16_t *out, c
             for (int head = 0; head < heads; head++)
                 jobs.push_back({start, (int)lengths[text], first, (int)std::min<int64_t>(first + SHARE, lengths[text]),
                                 head});
-    // Never on the caller's thread: its tiles are configured by oneDNN, which does not look again.
-    share_out(jobs.size(), 1, threads, true, [&](auto take) {
+    share_out(jobs.size(), 1, threads, [&](auto take) {
         std::vector<Scratch> scratch(1);
+        // On the caller's thread the tiles are as oneDNN configured them, which does not look again.
+        alignas(64) uint8_t before[64];
+        const uint32_t rounding = _mm_getcsr();
+        _tile_storeconfig(before);
         configure_tiles();
-        _mm_setcsr(_mm_getcsr() | 0x8040);  // numbers too small for their format are zeros: no trap into microcode
+        _mm_setcsr(rounding | 0x8040);  // numbers too small for their format are zeros: no trap into microcode
         for (int64_t at, last; take(at, last);) work(s, jobs[at], scale, scratch[0]);
-        _tile_release();
+        _mm_setcsr(rounding);
+        asm volatile("" ::: "memory");
+        _tile_loadconfig(before);
     });
 }
 
@@ -365,7 +374,7 @@ void mbretrieve_attend(const uint16_t *qkv, const float *units, uint16_t *out, c
 // bfloat16, or if that is null in bytes, with what a row's unit is worth in `worth`.
 void mbretrieve_norm(uint16_t *x, const uint16_t *more, const float *units, const float *weight, float eps, int64_t rows,
                      int width, uint16_t *out, int8_t *bytes, float *worth, int threads) {
-    share_out(rows, 64, threads, false, [&](auto take) {
+    share_out(rows, 64, threads, [&](auto take) {
         std::vector<float> row(width);
         for (int64_t at, last; take(at, last);)
             for (; at < last; at++) {
@@ -385,7 +394,7 @@ void mbretrieve_norm(uint16_t *x, const uint16_t *more, const float *units, cons
 
 // Write rows (T, width) in bytes.
 void mbretrieve_quantize(const uint16_t *x, int64_t rows, int width, int8_t *bytes, float *worth, int threads) {
-    share_out(rows, 64, threads, false, [&](auto take) {
+    share_out(rows, 64, threads, [&](auto take) {
         std::vector<float> row(width);
         for (int64_t at, last; take(at, last);)
             for (; at < last; at++) {
@@ -398,7 +407,7 @@ void mbretrieve_quantize(const uint16_t *x, int64_t rows, int width, int8_t *byt
 // gelu(a) * b of rows (T, a then b, width each) by their units, in bytes.
 void mbretrieve_gate(const uint16_t *both, const float *units, int64_t rows, int width, int8_t *bytes, float *worth,
                      int threads) {
-    share_out(rows, 64, threads, false, [&](auto take) {
+    share_out(rows, 64, threads, [&](auto take) {
         std::vector<float> row(width);
         for (int64_t at, last; take(at, last);)
             for (; at < last; at++) {

@@ -2,6 +2,7 @@
 // codes straight to the sum over maxima, so that nothing but the tables is read twice.
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -114,7 +115,11 @@ extern "C" void mbretrieve_score_codes(const float *tables, const float *coarse,
     for (int64_t part = 1; part < team; part++) {
         int64_t last = first;
         while (last < documents && seen < total * part / team) seen += lengths[last++];
-        others.emplace_back(run, first, last);
+        try {
+            others.emplace_back(run, first, last);
+        } catch (const std::exception &) {  // no more threads or memory are to be had: the caller does it all
+            break;
+        }
         first = last;
     }
     run(first, documents);

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,30 @@ def test_a_model_by_it_keeps_the_direction_of_every_token(more: dict[str, bool])
         by_torch = got(model, ids)
     assert torch.cosine_similarity(by_kernel.float(), by_torch.float(), dim=-1).min() >= 0.999
     assert not torch.equal(by_kernel, by_torch)  # it was the kernel
+
+
+@pytest.mark.usefixtures("kernel")
+def test_without_more_threads_the_caller_does_it_all() -> None:
+    code = """
+import resource, torch
+from mbretrieve.models import amx
+stream = torch.randn(1200, 3 * 128, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+table, lengths = torch.zeros(2, 1200, 64), torch.tensor([700, 500])
+table[0] = 1
+left, right = torch.randn(2, 512, 512, dtype=torch.bfloat16)
+torch.set_num_threads(1)
+product = left @ right  # oneDNN's tiles are configured
+torch.set_num_threads(4)
+whole = amx.attend(stream, table, lengths, None)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (6 << 20),) * 2)  # a thread's stack takes 8 MiB
+assert torch.equal(amx.attend(stream, table, lengths, None), whole)
+torch.set_num_threads(1)
+assert torch.equal(left @ right, product)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 @pytest.mark.usefixtures("kernel")
