@@ -1,10 +1,10 @@
 """Whether anything became slower: what ``make bench`` runs.
 
 ``python eval/bench/guard.py compare`` measures the parts of ``guard_parts.py`` and fails where a ratio is more than 15%
-below the one in ``eval/results/bench/guard.json``; ``update`` writes that file anew; ``show`` measures fewer rounds,
-compares, and never fails. Every figure is a ratio of times of one run, in turns and on one thread: how fast the machine
-is, how many cores it has and what else they do cancels out; how a core is built does not, so that ratios of one kind of
-processor say little about those of another.
+below the one in ``eval/results/bench/guard.json``, twice in a row; ``update`` writes that file anew; ``show`` measures
+fewer rounds, compares, and never fails. Every figure is a ratio of times of one run, in turns and on one thread: how
+fast the machine is, how many cores it has and what else they do cancels out, but for what disturbs one kind of work
+more than another; how a core is built does not: ratios of one kind of processor say little about those of another.
 """
 
 import argparse
@@ -60,12 +60,17 @@ def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
     return found
 
 
+def medians(found: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return the median of each ratio's rounds."""
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
 def record(found: Mapping[str, list[float]]) -> dict[str, Any]:
     """Return what is committed: medians, how far the rounds lie apart, and where they were measured."""
     ranges = {name: [round(min(values), 4), round(max(values), 4)] for name, values in found.items()}
     return {
         "what": "seconds of something steady over seconds of a part, medians of rounds in turns; higher is better",
-        "ratios": {name: round(statistics.median(values), 4) for name, values in found.items()},
+        "ratios": {name: round(value, 4) for name, value in medians(found).items()},
         "ranges": ranges,
         "rounds": {name: len(values) for name, values in found.items()},
         **provenance(*PACKAGES),
@@ -84,7 +89,11 @@ def main(words: list[str] | None = None) -> int:
     committed: dict[str, Any] = {"ratios": {}, "machine": {"processor": processor()}}
     if arguments.committed.exists():
         committed = json.loads(arguments.committed.read_text("utf-8"))
-    found = {name: statistics.median(of) for name, of in values.items()}
+    found = medians(values)
+    if arguments.what == "compare" and falls(found, committed["ratios"]):
+        print("something fell; measuring once more: what became slower is slow both times", file=sys.stderr)
+        again = medians(measure(*COMPARED))
+        found = {name: max(value, again.get(name, value)) for name, value in found.items()}
     print(table(found, committed["ratios"]))
     if (where := committed["machine"]["processor"]) != processor():
         print(f"committed ratios are of another processor, {where}; this one is {processor()}")

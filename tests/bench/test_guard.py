@@ -67,6 +67,19 @@ def test_what_is_committed_is_compared_with(
     assert guard.main(["show", *at]) == 0, "what CI prints fails nothing"
 
 
+def test_what_falls_once_and_not_again_is_noise(
+    guard: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, values = ["--committed", str(tmp_path / "guard.json")], iter([1.0, 0.7, 0.9, 0.7, 0.8])
+    made = parts()
+    made.PARTS = (lambda limit: {"encode": [next(values)]},)  # type: ignore[attr-defined]
+    made.PARTS[0].__name__ = "encoding"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "guard_parts", made)
+    assert guard.main(["update", *at]) == 0
+    assert guard.main(["compare", *at]) == 0
+    assert guard.main(["compare", *at]) == 1
+
+
 def test_without_committed_ratios_each_is_named(
     guard: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
