@@ -52,8 +52,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--document-length", type=int, default=512, help="tokens of a document (512)")
     arguments = parser.parse_args()
-    named = [model.rpartition("=") for model in arguments.models]
-    models = [(load(Path(folder)), float(weight)) for folder, _, weight in named]
+    try:
+        named = [(folder, float(weight)) for folder, _, weight in (model.rpartition("=") for model in arguments.models)]
+    except ValueError:
+        parser.error(f"models are {' '.join(arguments.models)}; FOLDER=WEIGHT was expected of each, as mini/joint=0.4")
+    models = [(load(Path(folder)), weight) for folder, weight in named]
     save(averaged(models, arguments.document_length), arguments.output)
 
 

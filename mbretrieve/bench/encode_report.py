@@ -48,6 +48,10 @@ def by_work(report: Report) -> list[list[Row]]:
     return [[row for row in report.rows if row.work == work] for work in works]
 
 
+SHADES = {"float32": 0.4, "int8": 0.7}
+"""How much of an engine's colour the bars of a dtype have."""
+
+
 def plot(path: Path, report: Report) -> None:
     """Draw tokens a second: a group of bars for each work, and over each bar the roofline in its dtype.
 
@@ -60,7 +64,8 @@ def plot(path: Path, report: Report) -> None:
     width = 0.8 / len(labels)
     for number, label in enumerate(labels):
         shown = [(at, row) for at, rows in enumerate(groups) for row in rows if row.label == label]
-        color, alpha = f"C{engines.index(shown[0][1].engine)}", 0.5 if shown[0][1].dtype == "float32" else 1.0
+        first = shown[0][1]
+        color, alpha = f"C{engines.index(first.engine)}", SHADES.get(first.dtype, 1.0)
         places = [at + (number - (len(labels) - 1) / 2) * width for at, _ in shown]
         bars = axes.bar(
             places, [row.tokens_per_second for _, row in shown], width, label=label, color=color, alpha=alpha

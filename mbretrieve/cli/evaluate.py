@@ -209,8 +209,9 @@ def _loader(choice: Choice) -> Any:
 def _reranker(choice: Choice, name: str) -> tuple[Any, dict[str, Any]]:
     if choice.rerank_kind == "cross-encoder":
         from mbretrieve.evaluation.rerankers import CrossEncoder
+        from mbretrieve.models.workers import first_device
 
-        reranker = CrossEncoder(name, choice.device and choice.device.split(",")[0])
+        reranker = CrossEncoder(name, first_device(choice.device))
         return reranker, reranker.identity
     from dataclasses import asdict
 

@@ -126,8 +126,9 @@ def _teacher(name: str, kind: TeacherKind, loading: dict[str, Any]) -> "Teacher"
 
     if kind == "cross-encoder":
         from mbretrieve.evaluation.rerankers import CrossEncoder
+        from mbretrieve.models.workers import first_device
 
-        reranker = CrossEncoder(name, loading["device"])
+        reranker = CrossEncoder(name, first_device(loading["device"]))
         return Teacher(reranker.identity, of_reranker(reranker))
     from mbretrieve.models import load_encoder
 

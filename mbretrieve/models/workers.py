@@ -39,6 +39,11 @@ def devices(names: Any) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else []
 
 
+def first_device(names: str | None) -> str | None:
+    """Return the first device of those that a caller named, for what runs on one; None if none is named."""
+    return next(iter(devices(names)), None)
+
+
 class EncoderPool:
     """An encoder (``types.Encoder``) that has documents encoded by a process for each of several devices.
 

@@ -374,5 +374,8 @@ class _Ledger:
     def _save(self) -> None:
         state = {"run": self._run, "report": asdict(self.report), "bytes": self._bytes}
         partial = self._work / f"{_STATE}.partial"
-        partial.write_text(json.dumps(state), "utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(state))
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self._work / _STATE)
