@@ -11,7 +11,7 @@ def weighted_sum(semantic: Mapping[str, float], lexical: Mapping[str, float], we
 
     Meaning always finds something, and its scores say how near to each other documents are. Words may say little or
     much: how many rare words match is in the height of their score, which dividing it by the best would take away
-    (eval/bench/fusion.py: it costs 0.6 points of nDCG@10). A document missing from one ranking has 0 there.
+    (eval/bench/fusion.py: it costs half a point of nDCG@10). A document missing from one ranking has 0 there.
     """
     best = max((abs(score) for score in semantic.values()), default=0.0) or 1.0
     joined = dict.fromkeys([*semantic, *lexical], 0.0)
