@@ -150,6 +150,7 @@ def test_a_pool_that_nobody_holds_ends_its_processes(tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 from mbretrieve.models import load_encoder
 pool = load_encoder("colbert", sys.argv[1], device="cpu,cpu", dtype="float32")
 def note(count):
