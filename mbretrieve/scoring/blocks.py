@@ -26,12 +26,9 @@ def maxsim_by_blocks(
     Shapes: bounds (D + 1,) where the documents' tokens begin and end, rows (R,) the documents to score (None: all of
     them) -> (Q, R). Raises: ValueError if one of them has no token.
     """
-    selected = np.arange(len(bounds) - 1, dtype=np.int64) if rows is None else rows
-    starts, lengths = bounds[selected], bounds[selected + 1] - bounds[selected]
-    if len(selected) and lengths.min() < 1:
-        raise ValueError(f"document {selected[lengths.argmin()]} has no token: MaxSim is the maximum over its tokens")
-    scores = np.zeros((len(query_lengths), len(selected)), dtype=np.float32)
-    if not len(query_lengths) or not len(selected):
+    starts, lengths = extents(bounds, rows)
+    scores = np.zeros((len(query_lengths), len(starts)), dtype=np.float32)
+    if not len(query_lengths) or not len(starts):
         return scores
     total = sum(query_lengths)
     query_starts: NDArray[np.int64] = np.cumsum([0, *query_lengths[:-1]])
@@ -42,6 +39,15 @@ def maxsim_by_blocks(
             np.maximum.reduceat(some, at, axis=0, out=maxima[:, start : start + some.shape[1]])
         scores[:, first:last] = np.add.reduceat(maxima, query_starts, axis=1).T
     return scores
+
+
+def extents(bounds: NDArray[np.int64], rows: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the tokens of documents (R,) begin, and how many they have. Raises: ValueError if one has none."""
+    selected = np.arange(len(bounds) - 1, dtype=np.int64) if rows is None else rows
+    starts, lengths = bounds[selected], bounds[selected + 1] - bounds[selected]
+    if len(selected) and lengths.min() < 1:
+        raise ValueError(f"document {selected[lengths.argmin()]} has no token: MaxSim is the maximum over its tokens")
+    return starts, lengths
 
 
 def _blocks(lengths: NDArray[np.int64], max_documents: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.compiled import INT, LONG, POINTER, Compiled
+from mbretrieve.scoring.blocks import extents
 from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
 
 _LANES = 16  # query tokens that the kernel takes at a time
@@ -65,14 +66,10 @@ def native_scorer(
     of_centroids, tables = _laned(coarse), _laned(products)
 
     def score(rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
-        selected = slice(None) if rows is None else rows
-        starts, stops = bounds[:-1][selected], bounds[1:][selected]
-        lengths = stops - starts
-        if len(lengths) and lengths.min() < 1:
-            raise ValueError(f"document {np.arange(len(bounds))[selected][lengths.argmin()]} has no token")
-        if len(lengths) and (starts.min() < 0 or stops.max() > len(codes)):
-            raise ValueError(f"documents end at token {stops.max()}, but there are {len(codes)}")
-        starts, lengths = np.ascontiguousarray(starts), np.ascontiguousarray(lengths)
+        starts, lengths = extents(bounds, rows)
+        last = int((starts + lengths).max(initial=0))
+        if last > len(codes) or starts.min(initial=0) < 0:
+            raise ValueError(f"documents end at token {last}, but there are {len(codes)}")
         out = np.empty(len(lengths), dtype=np.float32)
         kernel.mbretrieve_score_codes(
             *(tables.ctypes.data, of_centroids.ctypes.data, SCALES.ctypes.data),
