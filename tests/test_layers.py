@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "mbretrieve"
 
 # A room may import the rooms of earlier lines and itself, never a sibling on its own line.
 LAYERS = [
-    ["errors", "types", "compiled"],
+    ["errors", "types", "compiled", "cores"],
     ["scoring", "training.recipe"],
     [
         "models",

@@ -1,6 +1,7 @@
 """The kernel that scores codes, against torch's path; what is without it, and what it makes of damaged files."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,14 @@ def test_mapped_files_are_read_where_they_lie(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         maxsim_codes(query, tokens._replace(**mapped), bounds), maxsim_codes(query, tokens, bounds)
     )
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_system_that_tells_no_affinity_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, bounds = compress(0, [3, 1, 9], (4, 1))
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert maxsim_codes(np.ones((4, 24), dtype=np.float32), tokens, bounds).shape == (3,)
 
 
 def test_without_a_compiler_torch_does_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """What a given index costs and loses: recall against exact search, latency and queries a second, over its settings."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mbretrieve.bench.build import packing
+from mbretrieve.cores import usable_cores
 from mbretrieve.cutting import passage
 from mbretrieve.errors import DataError
 from mbretrieve.evaluation import exact, provenance
@@ -131,7 +131,7 @@ def efforts(default: Effort) -> list[Effort]:
 
 def callers() -> int:
     """How many callers ask at once where many do: one for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def measure_index(path: Path, texts: Sequence[str], truth: Truth, progress: Progress | None = None) -> Report:

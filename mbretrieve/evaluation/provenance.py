@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mbretrieve.cores import usable_cores
+
 _PACKAGES = (
     "mbretrieve",
     "torch",
@@ -37,7 +39,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Return the processor, how many cores this process may use, and how many threads it was told to use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     told = os.environ.get("OMP_NUM_THREADS", "")
     return {"processor": _processor(), "cores": cores, "threads": int(told) if told.isdigit() else cores}
 

@@ -4,7 +4,6 @@ It is built by ``prepare``, which whoever packs an index calls: a second's work.
 compiler before it has answered many questions, and waits for it then no more than before.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.compiled import INT, LONG, POINTER, Compiled
+from mbretrieve.cores import usable_cores
 from mbretrieve.scoring.blocks import extents
 from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
 
@@ -100,7 +100,7 @@ def _plain(array: NDArray[Any]) -> bool:
 
 def _threads() -> int:
     torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch is not None else len(os.sched_getaffinity(0))
+    return torch.get_num_threads() if torch is not None else usable_cores()
 
 
 def _ask() -> None:
