@@ -15,10 +15,12 @@ from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 COMPILERS = ("c++", "g++", "clang++")
+MANY = 32  # times that a process has wanted a kernel which is taken to be there to stay
 _ALWAYS = ("-std=c++17", "-shared", "-fPIC", "-pthread")
 
 
@@ -39,12 +41,21 @@ class Compiled:
         it; ``starts``: whether it did, once loaded."""
         self._package, self._name, self._options, self._functions = package, name, (*_ALWAYS, *options), functions
         self._suits, self._starts = suits, starts
+        self._wanted = 0
         self.load, self.build, self.place = cache(self._load), cache(self._build), cache(self._place)
 
     def get(self, *, build: bool = False) -> ctypes.CDLL | None:
         """Return the kernel if it has been built; ``build`` it, if not, in case that can be done."""
         library = self.load()
         return self.load() if library is None and build and self.build() else library
+
+    def wanted(self) -> ctypes.CDLL | None:
+        """Return the kernel if it has been built; where it is asked for again and again, let it be built meanwhile."""
+        if (library := self.load()) is None:
+            self._wanted += 1
+            if self._wanted == MANY:
+                Thread(target=self.build, daemon=True).start()
+        return library
 
     def forget(self) -> None:
         """Look again for what is there: another folder, another compiler."""

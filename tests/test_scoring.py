@@ -1,5 +1,6 @@
 """scoring against plain loops, and the laws that padding, batching and blocks must not break."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -254,13 +255,13 @@ def test_compressed_tokens_may_be_mapped_from_files(
 ) -> None:
     monkeypatch.setattr(search, "TABLE_QUERY_TOKENS", 1000 if by_tables else 0)
     tokens, offsets = compress(0, [3, 1, 9], lists=70_000)
-    tokens = tokens._replace(assignments=np.array([69_999, 0, 65_536] * 5, dtype=np.uint32)[:13])
+    tokens = replace(tokens, assignments=np.array([69_999, 0, 65_536] * 5, dtype=np.uint32)[:13])
     for name in ("assignments", "codes"):
         np.save(tmp_path / f"{name}.npy", getattr(tokens, name))
     mapped = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("assignments", "codes")}
     queries = [torch.from_numpy(query) for query in draw(1, [4, 2], 12)]
     for rows in (None, np.array([2, 0])):
-        scores = maxsim_compressed(queries, tokens._replace(**mapped), offsets, rows)
+        scores = maxsim_compressed(queries, replace(tokens, **mapped), offsets, rows)
         torch.testing.assert_close(scores, maxsim_compressed(queries, tokens, offsets, rows))
 
 

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_a_centroid_that_is_not_there_is_no_score(width: type) -> None:
     tokens, bounds = compress(0, [3, 9, 2], (4, 1))
     assignments = tokens.assignments.astype(width)
     assignments[5] = 60_000
-    scores = maxsim_codes(drawn(1, 4).numpy(), tokens._replace(assignments=assignments), bounds)
+    scores = maxsim_codes(drawn(1, 4).numpy(), replace(tokens, assignments=assignments), bounds)
     assert np.isnan(scores).tolist() == [False, True, False]
 
 
@@ -128,7 +129,7 @@ def test_mapped_files_are_read_where_they_lie(tmp_path: Path) -> None:
     mapped = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("assignments", "codes")}
     query = drawn(1, 4).numpy()
     np.testing.assert_array_equal(
-        maxsim_codes(query, tokens._replace(**mapped), bounds), maxsim_codes(query, tokens, bounds)
+        maxsim_codes(query, replace(tokens, **mapped), bounds), maxsim_codes(query, tokens, bounds)
     )
 
 

@@ -6,11 +6,13 @@ a little less stands for what is missing.
 """
 
 from collections.abc import Sequence
+from ctypes import CDLL
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index.arrays import first_of_each
+from mbretrieve.index.kernels import KERNELS
 
 _BELOW = 1 / 4
 """How far below the least score found a missing one is taken to lie, in spans of the scores its query token found.
@@ -29,10 +31,10 @@ def best_found(
     """Return the best k tokens of each query token among those found in several segments.
 
     parts: scores (n, k_i) and rows (n, k_i) of each segment, the rows already told apart between segments (-inf, -1:
-    none) -> scores (n, up to k) best first, rows alike; among equal scores those of the first segment come first.
+    none) -> scores (n, up to k), rows alike, in any order; of several segments, among equal scores those of the first.
     """
-    if len(parts) == 1:
-        return parts[0][0][:, :k], parts[0][1][:, :k]
+    if len(parts) == 1 and parts[0][0].shape[1] <= k:
+        return parts[0]
     scores, rows = np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
@@ -44,10 +46,14 @@ def candidates(
     """Return the ``count`` most promising windows of one query, best first, and how far each is thought to score above
     a window of which nothing was found; fewer if fewer were found.
 
-    scores (n, k) of the tokens found by each of n query tokens, best first; rows (n, k) the windows they are in (-inf
+    scores (n, k) of the tokens found by each of n query tokens, in any order; rows (n, k) the windows they are in (-inf
     and -1: none). A window's score is ``sum_i max(scores[i, j] where rows[i, j] is it, else missing[i])`` with
     ``missing[i] = least of scores[i] - (best - least) / 4``; windows of equal score come by number.
     """
+    if (kernel := KERNELS.wanted()) is not None:
+        return _by_kernel(kernel, scores, rows, count)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
     n, k = rows.shape
     found = rows >= 0
     # Relative to the missing score, what is missing adds nothing: a window needs its own finds alone. A query token
@@ -68,3 +74,17 @@ def candidates(
     good = np.flatnonzero(totals >= np.partition(totals, -count)[-count]) if count < len(totals) else slice(None)
     order = np.argsort(-totals[good], kind="stable")[:count]
     return windows[starts][good][order], totals[good][order]
+
+
+def _by_kernel(
+    kernel: CDLL, scores: NDArray[np.float32], rows: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    scores, rows = np.ascontiguousarray(scores, dtype=np.float32), np.ascontiguousarray(rows, dtype=np.int64)
+    most = min(count, rows.size)
+    windows, totals = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.float32)
+    found = np.zeros(1, dtype=np.int64)
+    kernel.mbretrieve_candidates(
+        *(scores.ctypes.data, rows.ctypes.data, *rows.shape, _BELOW, most),
+        *(windows.ctypes.data, totals.ctypes.data, found.ctypes.data),
+    )
+    return windows[: found[0]], totals[: found[0]]

@@ -16,6 +16,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from ctypes import CDLL
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from mbretrieve.index.blocks import (
     pack_blocks,
     unpack_blocks,
 )
+from mbretrieve.index.kernels import KERNELS
 
 _MAGIC = b"mbrlists"
 _VERSION = 1
@@ -89,6 +91,7 @@ class Lists:
         self._starts = start + exclusive_sum(count_blocks(self.sizes)) * self._block_bytes
         if len(self.file) != self._starts[-1]:
             raise self._damaged(f"it has {len(self.file):,} bytes, not {self._starts[-1]:,}")
+        self._products = np.ascontiguousarray(products, dtype=np.float32)
         entries = products.astype(np.float64)
         self._reach = float(np.sqrt(((entries[:, :, None] - entries[:, None]) ** 2).sum(axis=3)).max())
         try:
@@ -105,7 +108,7 @@ class Lists:
         k: int,
         selected: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.float32], Integers]:
-        """Return the best k tokens of each query among the lists it probes: scores (n, k) best first, rows (n, k).
+        """Return the best k tokens of each query among the lists it probes, in any order: scores (n, k), rows (n, k).
 
         queries (n, padded) float32 in the rotated space; probes (n, p) the numbers of their lists, none twice (-1: no
         list); coarse (n, p) the inner products of query and centroid, which the scores include; selected (rows,) the
@@ -128,6 +131,9 @@ class Lists:
             return scores, rows
         if probes.min() < -1 or probes.max() >= len(self.sizes):
             raise ValueError(f"probes reach from {probes.min()} to {probes.max()}; there are {len(self.sizes)} lists")
+        if (kernel := KERNELS.wanted()) is not None:
+            self._scan_by_kernel(kernel, queries, probes, coarse, selected, scores, rows)
+            return scores, rows
         probed = np.where(probes < 0, 0, self.sizes[probes]).sum(axis=1)
         # FAISS reserves room for 2k results a query whatever there is to be found, and has another kernel for k = 1.
         depth = max(2, min(k, int(probed.max())))
@@ -136,6 +142,33 @@ class Lists:
         depth = min(k, depth)
         scores[:, :depth], rows[:, :depth] = found[0][:, :depth], found[1][:, :depth]
         return scores, rows
+
+    def _scan_by_kernel(
+        self,
+        kernel: CDLL,
+        queries: NDArray[np.float32],
+        probes: Integers,
+        coarse: NDArray[np.float32],
+        selected: NDArray[np.bool_] | None,
+        scores: NDArray[np.float32],
+        rows: Integers,
+    ) -> None:
+        """Do what ``search`` says, into scores and rows: FAISS sorts what it returns, which takes most of its time."""
+        import faiss
+
+        queries, coarse = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(coarse, np.float32)
+        probes = np.ascontiguousarray(probes, np.int64)
+        passing = None if selected is None else np.ascontiguousarray(selected)
+        damaged = np.zeros(1, dtype=np.int32)
+        kernel.mbretrieve_scan_lists(
+            *(queries.ctypes.data, *queries.shape, self._products.ctypes.data, len(self._products)),
+            *(probes.ctypes.data, coarse.ctypes.data, probes.shape[1]),
+            *(self.file.ctypes.data, self._starts.ctypes.data, self.sizes.ctypes.data, self._rows),
+            *(None if passing is None else passing.ctypes.data, scores.shape[1]),
+            *(scores.ctypes.data, rows.ctypes.data, damaged.ctypes.data, faiss.omp_get_max_threads()),
+        )
+        if damaged[0]:
+            raise self._damaged(f"it names rows that are not among its {self._rows:,}")
 
     def byte_ranges(self, numbers: Integers) -> tuple[Integers, Integers]:
         """Return where lists begin and end in the file: what to check before they are first searched.

@@ -9,7 +9,7 @@ between the best. That order of work is PLAID's (Santhanam et al., CIKM 2022), t
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mbretrieve.index.codebooks import Codebook
+    from mbretrieve.scoring.native import Laned
 
 BITS = (1, 2, 4, 8)
 DEFAULT_BITS = 2
-FIRST_SCORED = 64  # of the windows found, whatever the others promise
+FIRST_SCORED = 96  # of the windows found, whatever the others promise
 # A window is thought to score at most what those before it did above their estimates, on average and so many times the
 # standard deviation. It spares half of the work; at 12.6 million tokens it cost half a point of recall@10 (.950 to .943
 # and .945; 60 questions, 2 bits).
@@ -109,49 +110,61 @@ class MultiVectorIndex(VectorIndex[Floats]):
         from mbretrieve.index.gather import best_found, candidates
 
         ends = np.cumsum([0] + [len(query) for query in queries])
-        stacked = np.concatenate(queries)
         parts: list[tuple[Floats, Integers]] = []
-        looks: dict[int, _Look] = {}  # by codebook: its segments share it
+        looks: dict[int, list[_Look]] = {}  # by codebook, which segments share: each query's
         for number, segment in enumerate(view.segments):
             if not isinstance(segment, PackedSegment):
                 continue
             book = segment.codebook
             if id(book) not in looks:
-                looks[id(book)] = _Look.at(book, stacked, effort.probes)
-            look = looks[id(book)]
-            segment.check_lists(distinct(look.probes))
+                looks[id(book)] = _looks(book, queries, effort.probes)
+            rotated, probes, coarse = map(np.concatenate, zip(*(look[:3] for look in looks[id(book)]), strict=True))
+            segment.check_lists(distinct(probes))
             mask = None if selected is None else selected[number]
-            scores, rows = segment.lists.search(look.rotated, look.probes, look.coarse, effort.tokens, mask)
+            scores, rows = segment.lists.search(rotated, probes, coarse, effort.tokens, mask)
             parts.append((scores, view.at(number, rows)))
         scores, at = best_found(parts, effort.tokens)
         found = []
-        for first, last in pairwise(ends):
+        for query, (first, last) in enumerate(pairwise(ends)):
             ranked, estimates = candidates(scores[first:last], at[first:last], effort.rescore)
-            score = _scorer(view, {key: look.part(first, last) for key, look in looks.items()})
+            score = _scorer(view, {key: of_book[query] for key, of_book in looks.items()})
             one = _rescored(view, ranked, estimates, effort.sure, score)
             found.append((one, len(one.positions) == len(ranked) < effort.rescore))
         return found
 
 
 class _Look(NamedTuple):
-    """What query tokens see of a codebook: themselves rotated (n, padded), their products with all centroids (n, L),
-    and of these the largest: the lists' numbers and the products (n, p)."""
+    """What a query sees of a codebook: itself rotated (n, padded), of its products with all centroids the largest, the
+    lists' numbers and the products (n, p), and all of them: (n, L), or as the kernel has them."""
 
     rotated: Floats
-    products: Floats
     probes: Integers
     coarse: Floats
+    products: "Floats | Laned"
 
-    @classmethod
-    def at(cls, codebook: "Codebook", vectors: Floats, probes: int) -> Self:
-        rotated = codebook.rotate(vectors)
-        products, numbers, largest = codebook.nearest_lists(rotated, probes)
-        return cls(rotated, products, numbers, largest)
 
-    def part(self, first: int, last: int) -> Self:
-        """Return what some of the query tokens see."""
-        some = slice(first, last)
-        return type(self)(self.rotated[some], self.products[some], self.probes[some], self.coarse[some])
+def _looks(codebook: "Codebook", queries: list[Floats], probes: int) -> list[_Look]:
+    """Return what each query sees of a codebook."""
+    from mbretrieve.scoring.native import look
+
+    rotated, count = [codebook.rotate(query) for query in queries], min(probes, len(codebook.centroids))
+    seen = []
+    for query in rotated:
+        if (found := look(query, codebook.centroids, count)) is None:
+            break
+        laned, numbers, largest = found
+        seen.append(_Look(query, numbers, largest, laned))
+    if len(seen) == len(rotated):
+        return seen
+    # All at once: the centroids are then read once.
+    ends = np.cumsum([len(query) for query in rotated])[:-1]
+    products, numbers, largest = codebook.nearest_lists(np.concatenate(rotated), count)
+    return [
+        _Look(*of_query)
+        for of_query in zip(
+            rotated, np.split(numbers, ends), np.split(largest, ends), np.split(products, ends), strict=True
+        )
+    ]
 
 
 def _scorer(view: View, looks: dict[int, _Look]) -> Callable[[Integers], Floats]:
@@ -164,12 +177,24 @@ def _scorer(view: View, looks: dict[int, _Look]) -> Callable[[Integers], Floats]
             assert isinstance(segment, PackedSegment)  # in whose lists they were found
             segment.check_rows(rows)
             if id(segment) not in scorers:
-                look = looks[id(segment.codebook)]
-                scorers[id(segment)] = _packed_scorer(segment, [look.rotated], look.products)
-            out[some] = scorers[id(segment)](rows)[0]
+                scorers[id(segment)] = _looked_scorer(segment, looks[id(segment.codebook)])
+            out[some] = scorers[id(segment)](rows)
         return out
 
     return score
+
+
+def _looked_scorer(segment: PackedSegment, look: _Look) -> Callable[[Integers], Floats]:
+    """Return what scores rows (R,) by their codes for one query: (R,)."""
+    products = look.products
+    if not isinstance(products, np.ndarray):
+        from mbretrieve.scoring.native import native_scorer
+
+        if (by_kernel := native_scorer(products, segment.compressed, segment.offsets)) is not None:
+            return by_kernel
+        products = products.by_token()
+    score = _packed_scorer(segment, [look.rotated], products)
+    return lambda rows: score(rows)[0]
 
 
 def _rescored(view: View, ranked: Integers, estimates: Floats, k: int, score: Callable[[Integers], Floats]) -> Found:
@@ -232,8 +257,7 @@ def _packed_scorer(
     known."""
     from mbretrieve import scoring
 
-    codebook = segment.codebook
-    tokens = scoring.CompressedTokens(codebook.centroids, codebook.residuals, segment.assignments, segment.codes)
+    tokens = segment.compressed
     if scoring.spares_torch():
         ends = np.cumsum([len(query) for query in rotated])[:-1]
         coarse = [None] * len(rotated) if products is None else np.split(products, ends)

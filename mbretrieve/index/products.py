@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.index.kernels import KERNELS
 from mbretrieve.scoring import spacing
 
 Floats = NDArray[np.float32]
@@ -23,7 +24,9 @@ class ProductQuantizer:
     """Encodes by vectors (groups, entries, width), 256 entries (8-bit codes) or 16 (4-bit codes)."""
 
     def __init__(self, vectors: Floats) -> None:
-        groups, entries, width = vectors.shape
+        groups, entries, width = self._shape = vectors.shape
+        halves = np.square(vectors).sum(axis=2, keepdims=True) / 2
+        self._table = np.concatenate([vectors, halves], axis=2, dtype=np.float32)
         self._quantizer: Any = faiss.ProductQuantizer(groups * width, groups, entries.bit_length() - 1)
         faiss.copy_array_to_vector(vectors.ravel(), self._quantizer.centroids)
         if entries == 16:
@@ -32,7 +35,17 @@ class ProductQuantizer:
     def encode(self, vectors: Floats) -> Bytes:
         """Return the codes of (n, groups * width): (n, groups), or of 4 bits (n, groups / 2), the even group's in the
         low half of a byte."""
-        codes: Bytes = self._quantizer.compute_codes(vectors)
+        groups, entries, width = self._shape
+        kernel = KERNELS.get()
+        if kernel is None or width not in (4, 8):  # FAISS takes four to eight times as long
+            found: Bytes = self._quantizer.compute_codes(vectors)
+            return found
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        codes = np.empty((len(vectors), groups // 2 if entries == 16 else groups), dtype=np.uint8)
+        kernel.mbretrieve_nearest_entries(
+            *(self._table.ctypes.data, groups, entries, width),
+            *(vectors.ctypes.data, len(vectors), codes.ctypes.data, faiss.omp_get_max_threads()),
+        )
         return codes
 
     def decode(self, codes: Bytes) -> Floats:
@@ -83,6 +96,7 @@ def train_products(sample: Floats, width: int, entries: int, random: np.random.G
     """Return the vectors of a product quantizer for a sample (n, dim), (dim / width, entries, width), by Lloyd's
     iterations. Vectors of which there are no more than entries, however often they come, are entries themselves.
     Deterministic for a state of ``random``."""
+    KERNELS.get(build=True)
     sample = np.ascontiguousarray(sample[:TRAINED_VECTORS])
     count, groups = len(sample), sample.shape[1] // width
     by_group = sample.reshape(count, groups, width)

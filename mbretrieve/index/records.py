@@ -95,36 +95,27 @@ def stored_vectors(entry: Entry, layout: Layout, dim: int) -> list[Stored]:
 def _stored(name: str, number: int, window: NDArray[Any] | JointVectors, layout: Layout, dim: int) -> Stored:
     name = f"window {number} of {name}"
     if layout.pooled_dim:
-        both = both_heads(name, window, dim, layout.pooled_dim)
-        return Stored(
-            _as_kept(name, both.tokens, layout), _unit_row(f"the pooled vector of {name}", both.pooled[None])[0]
-        )
-    checked = one_head(name, window, dim)
-    return Stored(_as_kept(name, checked if layout.many_rows else _unit_row(name, checked), layout), None)
+        both = both_heads(name, window, dim, layout.pooled_dim, layout.dtype)
+        return Stored(both.tokens, _unit_row(f"the pooled vector of {name}", both.pooled[None])[0])
+    checked = one_head(name, window, dim, layout.dtype)
+    return Stored(checked if layout.many_rows else _unit_row(name, checked), None)
 
 
-def _as_kept(name: str, rows: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """Return vectors in the numbers of a layout. Raises: DataError starting with ``name`` for those beyond them."""
-    with np.errstate(over="ignore"):
-        stored = rows.astype(layout.dtype)
-    if not np.isfinite(stored).all():
-        raise DataError(f"{name} has values too large for {np.dtype(layout.dtype).name}")
-    return stored
-
-
-def one_head(name: str, vectors: NDArray[Any] | JointVectors, dim: int) -> NDArray[np.float32]:
+def one_head(name: str, vectors: NDArray[Any] | JointVectors, dim: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Return checked vectors (tokens, dim) for an index of one head. Raises: DataError starting with ``name``."""
     if isinstance(vectors, JointVectors):
         raise DataError(f"{name} has vectors of both heads; only a joint index takes those")
-    return check_rows(name, vectors, dim)
+    return check_rows(name, vectors, dim, dtype)
 
 
-def both_heads(name: str, vectors: NDArray[Any] | JointVectors, dim: int, pooled_dim: int) -> JointVectors:
+def both_heads(
+    name: str, vectors: NDArray[Any] | JointVectors, dim: int, pooled_dim: int, dtype: DTypeLike = np.float32
+) -> JointVectors:
     """Return checked vectors for a joint index. Raises: DataError starting with ``name``."""
     if not isinstance(vectors, JointVectors):
         raise DataError(f"{name} has vectors of one head; a joint index takes both, as JointVectors")
     [row] = check_rows(f"the pooled vector of {name}", np.asarray(vectors.pooled)[None], pooled_dim)
-    return JointVectors(check_rows(name, vectors.tokens, dim), row)
+    return JointVectors(check_rows(name, vectors.tokens, dim, dtype), row)
 
 
 def _unit_row(name: str, rows: NDArray[Any]) -> NDArray[Any]:
@@ -138,15 +129,19 @@ def _unit_row(name: str, rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_rows(name: str, rows: NDArray[Any], dim: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """Return vectors as a (tokens, dim) array of finite numbers. Raises: DataError starting with ``name``."""
+    """Return vectors as a (tokens, dim) array of finite numbers of a type. Raises: DataError starting with ``name``."""
     array = np.asarray(rows)
     if array.ndim != 2 or array.shape[1] != dim or array.dtype.kind not in "fiu":
         raise DataError(f"{name} has shape {array.shape} of {array.dtype}; the index takes (tokens, {dim}) numbers")
     if not len(array):
         raise DataError(f"{name} has no tokens; at least one is needed")
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):
+        kept = array.astype(dtype, copy=False)
+    if not np.isfinite(kept).all():
+        if np.isfinite(array).all():
+            raise DataError(f"{name} has values too large for {np.dtype(dtype).name}")
         raise DataError(f"{name} holds NaN or infinite values; the model that made it is at fault")
-    return array.astype(dtype, copy=False)
+    return kept
 
 
 def check_document(id: Any, text: str, context: str, metadata: Metadata, source: str | None) -> None:

@@ -17,6 +17,7 @@ from mbretrieve.index.dense_rows import DenseRows, finish_dense
 from mbretrieve.index.files import ArrayWriter, Draft, MappedFolder, StoredFile, save_array
 from mbretrieve.index.records import DENSE_FILE, Layout, Stored
 from mbretrieve.index.windows import WINDOWS, Table, Window, Windows
+from mbretrieve.scoring import CompressedTokens
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
@@ -349,6 +350,11 @@ class PackedSegment(Segment):
         self.assignments: NDArray[Any] = self.files.map(
             ASSIGNMENTS, assignment_dtype(len(codebook.centroids)), (record.tokens,)
         )
+
+    @cached_property
+    def compressed(self) -> CompressedTokens:
+        """The tokens, as they are scored."""
+        return CompressedTokens(self.codebook.centroids, self.codebook.residuals, self.assignments, self.codes)
 
     @cached_property
     def lists(self) -> "Lists":

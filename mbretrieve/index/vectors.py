@@ -66,7 +66,7 @@ class VectorStore:
         for number, (stored, span) in enumerate(zip(windows, spans, strict=True)):
             segment.append(stored, Window(content, number, *span))
         self._count_live(self._segment_key, len(windows), sum(len(stored.vectors) for stored in windows))
-        if self._catalogue.bits is not None and segment.tokens >= max(PACK_TOKENS, self._wait()):
+        if self._catalogue.bits is not None and segment.tokens >= PACK_TOKENS and segment.tokens >= self._wait():
             self._pack_raw()
 
     def drop(self, contents: Collection[int]) -> None:

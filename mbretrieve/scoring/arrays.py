@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.scoring.blocks import Places, maxsim_by_blocks, take
-from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
+from mbretrieve.scoring.compressed import SCALES, CompressedTokens
 from mbretrieve.scoring.native import native_scorer
 
 Floats = NDArray[np.float32]
@@ -82,7 +82,7 @@ def _by_tables(query: Floats, tokens: CompressedTokens) -> Callable[[Floats, NDA
 
 def _by_numbers(query: Floats, tokens: CompressedTokens) -> Callable[[Floats, NDArray[np.uint8]], None] | None:
     """Return what ``_by_tables`` does, if a code is a number: ``q . (lowest + code * steps)``."""
-    if (spaced := spacing(tokens.residuals)) is None:
+    if (spaced := tokens.spacing) is None:
         return None
     lowest, steps = spaced
     weights, least = (query * steps).T, query @ lowest  # (groups, I), (I,)

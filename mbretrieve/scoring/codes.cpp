@@ -1,10 +1,13 @@
 // MaxSim of one query with compressed tokens (see CompressedTokens): 16 query tokens at a time, a lane each, from the
-// codes straight to the sum over maxima, so that nothing but the tables is read twice.
+// codes straight to the sum over maxima, so that nothing but the tables is read twice. A query comes as `columns`:
+// (parts, dim, LANES), the numbers of each 16 of its tokens, zeros where there are none.
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <limits>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -19,6 +22,7 @@ typedef float Lanes __attribute__((vector_size(4 * LANES)));  // tables are alig
 struct Asked {
     const float *tables;  // by numbers: (codes, LANES), else (codes, 256, LANES)
     const float *coarse;  // (L, LANES)
+    const float *least;   // (LANES), what every token's product begins with
     const float *scales;  // (256)
     int codes;
     bool numbers;
@@ -43,7 +47,8 @@ template <int N>
 inline void products(const Asked &q, const Kept &kept, int64_t first, Lanes *out) {
     const int width = q.codes + 1;
     const uint8_t *codes = kept.codes + first * width;
-    for (int t = 0; t < N; t++) out[t] = load(q.coarse + centroid(kept, first + t) * LANES);
+    const Lanes least = load(q.least);
+    for (int t = 0; t < N; t++) out[t] = least + load(q.coarse + centroid(kept, first + t) * LANES);
     const float *table = q.tables;
     if (q.numbers) {
         float numbers[N][GROUP];
@@ -88,23 +93,104 @@ float score(const Asked &q, const Kept &kept, int tokens, int64_t start, int64_t
     return sum;
 }
 
+// The products of some vectors (N, dim) with 16 tokens of the query.
+template <int N>
+inline void dots(const float *columns, int dim, const float *vectors, Lanes *out) {
+    Lanes sums[N] = {};  // in registers, which `out` might not be
+    for (int d = 0; d < dim; d++, columns += LANES) {
+        const Lanes weights = load(columns);
+        for (int v = 0; v < N; v++) sums[v] += weights * vectors[v * dim + d];
+    }
+    for (int v = 0; v < N; v++) out[v] = sums[v];
+}
+
+// The products of 16 tokens of the query with all vectors (n, dim), and the greatest of each 16 of these.
+void all_dots(const float *columns, int dim, const float *vectors, int64_t n, Lanes *out, std::vector<Lanes> &greatest) {
+    greatest.assign((n + LANES - 1) / LANES, Lanes{} - std::numeric_limits<float>::infinity());
+    int64_t v = 0;
+    for (; v + AT_ONCE <= n; v += AT_ONCE) dots<AT_ONCE>(columns, dim, vectors + v * dim, out + v);
+    for (; v < n; v++) dots<1>(columns, dim, vectors + v * dim, out + v);
+    for (v = 0; v < n; v++) raise_to(greatest[v / LANES], out[v]);
+}
+
+// The `count` greatest of a lane's products (n), best first, equal ones by number; -inf and -1 where there are fewer,
+// as of what is not a number.
+void best_of_lane(const Lanes *products, const std::vector<Lanes> &greatest, int64_t n, int lane, int count,
+                  float *scores, int64_t *numbers) {
+    std::vector<float> heads(greatest.size());
+    for (size_t b = 0; b < heads.size(); b++) heads[b] = greatest[b][lane];
+    float bound = -std::numeric_limits<float>::infinity();  // no less than the last of the best
+    if (static_cast<size_t>(count) <= heads.size()) {
+        std::vector<float> sorted(heads);
+        std::nth_element(sorted.begin(), sorted.begin() + (count - 1), sorted.end(), std::greater<float>());
+        bound = sorted[count - 1];
+    }
+    std::vector<std::pair<float, int64_t>> found;
+    for (size_t b = 0; b < heads.size(); b++) {
+        if (!(heads[b] >= bound)) continue;
+        const int64_t last = std::min<int64_t>(n, (b + 1) * LANES);
+        for (int64_t v = b * LANES; v < last; v++)
+            if (products[v][lane] >= bound) found.emplace_back(-products[v][lane], v);
+    }
+    const auto kept = std::min<size_t>(count, found.size());
+    std::partial_sort(found.begin(), found.begin() + kept, found.end());
+    for (size_t i = 0; i < static_cast<size_t>(count); i++) {
+        scores[i] = i < kept ? -found[i].first : -std::numeric_limits<float>::infinity();
+        numbers[i] = i < kept ? found[i].second : -1;
+    }
+}
+
 }  // namespace
 
-// The query's tables stand one after the other for each 16 of its tokens, zeros where there are none.
-extern "C" void mbretrieve_score_codes(const float *tables, const float *coarse, const float *scales, int tokens,
-                                       int codes_of_token, int numbers, const uint8_t *codes, const void *assignments,
-                                       int wide, int64_t centroids, const int64_t *starts, const int64_t *lengths,
-                                       int64_t documents, float *out, int threads) {
+// A query's products with centroids (n, dim), out (parts, n, LANES); and if count is not 0, of each of its tokens the
+// greatest: scores and numbers, (tokens, count).
+extern "C" void mbretrieve_look(const float *columns, int tokens, int dim, const float *centroids, int64_t n, float *out,
+                                int count, float *scores, int64_t *numbers) {
+    std::vector<Lanes> greatest;
+    for (int begin = 0; begin < tokens; begin += LANES) {
+        Lanes *products = reinterpret_cast<Lanes *>(out);
+        all_dots(columns, dim, centroids, n, products, greatest);
+        for (int lane = 0; count && lane < LANES && begin + lane < tokens; lane++)
+            best_of_lane(products, greatest, n, lane, count, scores + int64_t(begin + lane) * count,
+                         numbers + int64_t(begin + lane) * count);
+        columns += int64_t(dim) * LANES;
+        out += n * LANES;
+    }
+}
+
+// A query's products with what codes stand for, residuals (stages, groups, 256, width): (parts, stages * groups, 256,
+// LANES).
+extern "C" void mbretrieve_code_tables(const float *columns, int tokens, const float *residuals, int stages, int groups,
+                                       int width, float *out) {
+    for (int begin = 0; begin < tokens; begin += LANES) {
+        const float *from = residuals;
+        for (int code = 0; code < stages * groups; code++) {
+            const float *part = columns + code % groups * width * LANES;
+            Lanes *to = reinterpret_cast<Lanes *>(out);
+            for (int e = 0; e < 256; e += AT_ONCE, from += AT_ONCE * width) dots<AT_ONCE>(part, width, from, to + e);
+            out += 256 * LANES;
+        }
+        columns += int64_t(groups) * width * LANES;
+    }
+}
+
+// The query's tables stand one after the other for each 16 of its tokens.
+extern "C" void mbretrieve_score_codes(const float *tables, const float *coarse, const float *least,
+                                       const float *scales, int tokens, int codes_of_token, int numbers,
+                                       const uint8_t *codes, const void *assignments, int wide, int64_t centroids,
+                                       const int64_t *starts, const int64_t *lengths, int64_t documents, float *out,
+                                       int threads) {
     const Kept kept{codes, assignments, wide != 0, centroids};
     const int64_t entries = int64_t(codes_of_token) * (numbers ? 1 : 256) * LANES;
     auto run = [&](int64_t first, int64_t last) {
-        Asked asked{tables, coarse, scales, codes_of_token, numbers != 0};
+        Asked asked{tables, coarse, least, scales, codes_of_token, numbers != 0};
         for (int64_t d = first; d < last; d++) out[d] = 0;
         for (int begin = 0; begin < tokens; begin += LANES) {
             const int count = std::min(tokens - begin, LANES);
             for (int64_t d = first; d < last; d++) out[d] += score(asked, kept, count, starts[d], lengths[d]);
             asked.tables += entries;
             asked.coarse += centroids * LANES;
+            asked.least += LANES;
         }
     };
     int64_t total = 0;

@@ -1,7 +1,9 @@
 """Compressed tokens: what their codes stand for, and their products with a query."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 SCALES: NDArray[np.float32] = np.exp2((np.arange(256, dtype=np.float32) - 128) / 128)
 
 
-class CompressedTokens(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class CompressedTokens:
     """Tokens as a centroid, residual codes and a length each: token t is ``SCALES[codes[t, -1]]`` times the sum of
     ``centroids[assignments[t]]`` and, for every stage s, the vectors ``residuals[s, g, codes[t, s * groups + g]]`` of
     all groups g end to end.
@@ -29,6 +32,11 @@ class CompressedTokens(NamedTuple):
     residuals: NDArray[np.float32]
     assignments: NDArray[np.integer[Any]]
     codes: NDArray[np.uint8]
+
+    @cached_property
+    def spacing(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """What ``spacing`` says of the residuals."""
+        return spacing(self.residuals)
 
     def decode(self, places: Places = slice(None)) -> NDArray[np.float32]:
         """Return some tokens as the codes give them back, (t, groups * width) float32."""
@@ -52,7 +60,7 @@ class CompressedTokens(NamedTuple):
         """
         import torch
 
-        if (spaced := spacing(self.residuals)) is not None:
+        if (spaced := self.spacing) is not None:
             return self._score_spaced(query, coarse, *spaced)
         _, groups, _, width = self.residuals.shape
         parts = query.view(len(query), groups, width).permute(1, 2, 0)  # (groups, width, I)

@@ -5,9 +5,8 @@ compiler before it has answered many questions, and waits for it then no more th
 """
 
 import sys
-import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +14,25 @@ from numpy.typing import NDArray
 from mbretrieve.compiled import INT, LONG, POINTER, Compiled
 from mbretrieve.cores import usable_cores
 from mbretrieve.scoring.blocks import extents
-from mbretrieve.scoring.compressed import SCALES, CompressedTokens, spacing
+from mbretrieve.scoring.compressed import SCALES, CompressedTokens
+
+Floats = NDArray[np.float32]
 
 _LANES = 16  # query tokens that the kernel takes at a time
-_MANY = 32  # scorers asked for in a process that is taken to be there to stay
 KERNEL = Compiled(
     "mbretrieve.scoring",
     "codes",
     ("-O3", "-march=native", "-ffp-contract=fast"),
     {
+        "mbretrieve_look": (POINTER, INT, INT, POINTER, LONG, POINTER, INT, POINTER, POINTER),
+        "mbretrieve_code_tables": (POINTER, INT, POINTER, INT, INT, INT, POINTER),
         "mbretrieve_score_codes": (
-            *(POINTER, POINTER, POINTER, INT, INT, INT),
+            *(POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
             *(POINTER, POINTER, INT, LONG),
             *(POINTER, POINTER, LONG, POINTER, INT),
-        )
+        ),
     },
 )
-_asked = 0
 
 
 def prepare() -> bool:
@@ -39,41 +40,80 @@ def prepare() -> bool:
     return KERNEL.get(build=True) is not None
 
 
+class Laned(NamedTuple):
+    """A query (I, dim) as the kernel has it, and its products with centroids (L, dim), each 16 of its tokens side by
+    side in whole cache lines: columns (ceil(I / 16), dim, 16) and products (ceil(I / 16), L, 16), both float32."""
+
+    query: Floats
+    columns: Floats
+    products: Floats
+
+    def by_token(self) -> Floats:
+        """Return the products with the centroids as others have them: (I, L)."""
+        return self.products.transpose(0, 2, 1).reshape(-1, self.products.shape[1])[: len(self.query)]
+
+
+def look(query: Floats, centroids: Floats, count: int) -> tuple[Laned, NDArray[np.int64], Floats] | None:
+    """Multiply a query (I, dim) by centroids (L, dim), and return with that the ``count`` largest products of each of
+    its tokens: the centroids' numbers and themselves, (I, count), largest first, equal ones by number. None: there is
+    no kernel.
+
+    What is not a number is none of the largest: -1 and -inf fill up.
+    """
+    kernel = KERNEL.wanted()
+    if kernel is None:
+        return None
+    centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+    columns = _laned(query)
+    products = _room(len(columns), len(centroids))
+    numbers, largest = np.empty((len(query), count), dtype=np.int64), np.empty((len(query), count), dtype=np.float32)
+    kernel.mbretrieve_look(
+        *(columns.ctypes.data, *query.shape, centroids.ctypes.data, len(centroids), products.ctypes.data),
+        *(count, largest.ctypes.data, numbers.ctypes.data),
+    )
+    return Laned(query, columns, products), numbers, largest
+
+
 def native_scorer(
-    query: NDArray[np.float32],
+    query: Floats | Laned,
     tokens: CompressedTokens,
     bounds: NDArray[np.int64],
-    coarse: NDArray[np.float32] | None = None,
-) -> Callable[[NDArray[np.int64] | None], NDArray[np.float32]] | None:
+    coarse: Floats | None = None,
+) -> Callable[[NDArray[np.int64] | None], Floats] | None:
     """Return the function of ``codes_scorer`` by the kernel; None where there is none, or the arrays do not suit it."""
-    kernel = KERNEL.get()
+    kernel = KERNEL.wanted()
     if kernel is None:
-        _ask()
         return None
     codes, assignments = tokens.codes, tokens.assignments
     if assignments.dtype not in (np.uint16, np.uint32) or not (_plain(codes) and _plain(assignments)):
         return None
-    _, groups, _, width = tokens.residuals.shape
-    if coarse is None:
-        coarse = query @ tokens.centroids.T
-    if (spaced := spacing(tokens.residuals)) is not None:
+    if not isinstance(query, Laned):
+        if coarse is None:
+            coarse = query @ tokens.centroids.T
+        query = Laned(query, _laned(query), _laned(coarse))
+    count, columns, of_centroids = len(query.query), query.columns, query.products
+    least = _laned(np.zeros((count, 1), dtype=np.float32))
+    if (spaced := tokens.spacing) is not None:
         lowest, steps = spaced
-        coarse = coarse + (query @ lowest)[:, None]
-        products = query * steps
+        least = _laned((query.query @ lowest)[:, None])
+        tables = _laned(query.query * steps)
     else:
-        parts = query.reshape(len(query), groups, width).transpose(1, 2, 0)  # (groups, width, I)
-        products = (tokens.residuals @ parts).reshape(-1, len(query)).T  # (I, stages * groups * 256)
-    of_centroids, tables = _laned(coarse), _laned(products)
+        stages, groups, entries, width = tokens.residuals.shape
+        residuals = np.ascontiguousarray(tokens.residuals, dtype=np.float32)
+        tables = _room(len(columns), stages * groups * entries)
+        kernel.mbretrieve_code_tables(
+            *(columns.ctypes.data, count, residuals.ctypes.data, stages, groups, width, tables.ctypes.data)
+        )
 
-    def score(rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    def score(rows: NDArray[np.int64] | None) -> Floats:
         starts, lengths = extents(bounds, rows)
         last = int((starts + lengths).max(initial=0))
         if last > len(codes) or starts.min(initial=0) < 0:
             raise ValueError(f"documents end at token {last}, but there are {len(codes)}")
         out = np.empty(len(lengths), dtype=np.float32)
         kernel.mbretrieve_score_codes(
-            *(tables.ctypes.data, of_centroids.ctypes.data, SCALES.ctypes.data),
-            *(len(query), codes.shape[1] - 1, spaced is not None),
+            *(tables.ctypes.data, of_centroids.ctypes.data, least.ctypes.data, SCALES.ctypes.data),
+            *(count, codes.shape[1] - 1, spaced is not None),
             *(codes.ctypes.data, assignments.ctypes.data, assignments.itemsize == 4, len(tokens.centroids)),
             *(starts.ctypes.data, lengths.ctypes.data, len(lengths), out.ctypes.data, _threads()),
         )
@@ -82,15 +122,20 @@ def native_scorer(
     return score
 
 
-def _laned(columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (I, n) as the kernel reads it, 16 of the I in a row, in whole cache lines: (ceil(I / 16), n, 16)."""
-    parts = -(-len(columns) // _LANES)
-    room = np.zeros(parts * columns.shape[1] * _LANES + _LANES, dtype=np.float32)
+def _room(parts: int, columns: int) -> Floats:
+    """Return room for what each 16 of a query's tokens have, (parts, columns, 16), in whole cache lines."""
+    room = np.empty((parts * columns + 1) * _LANES, dtype=np.float32)
     first = -room.ctypes.data % 64 // room.itemsize
-    out = room[first : first + len(room) - _LANES].reshape(parts, columns.shape[1], _LANES)
+    return room[first : first + len(room) - _LANES].reshape(parts, columns, _LANES)
+
+
+def _laned(columns: Floats) -> Floats:
+    """Return (I, n) as the kernel reads it: (ceil(I / 16), n, 16), zeros where there is none of the I."""
+    out = _room(-(-len(columns) // _LANES), columns.shape[1])
     for part, some in enumerate(out):
         of_part = columns[part * _LANES : (part + 1) * _LANES]
         some[:, : len(of_part)] = of_part.T
+        some[:, len(of_part) :] = 0
     return out
 
 
@@ -101,11 +146,3 @@ def _plain(array: NDArray[Any]) -> bool:
 def _threads() -> int:
     torch = sys.modules.get("torch")
     return torch.get_num_threads() if torch is not None else usable_cores()
-
-
-def _ask() -> None:
-    """Count, and let the kernel be built beside a process that asks again and again."""
-    global _asked
-    _asked += 1
-    if _asked == _MANY:
-        threading.Thread(target=prepare, daemon=True).start()
