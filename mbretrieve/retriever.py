@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -40,7 +39,6 @@ FUSIONS = {"weighted": weighted_sum, "rrf": reciprocal_rank_fusion}
 LEXICAL_WEIGHT = 0.1  # see README, "How the ranking was chosen"
 DEPTH = 200  # candidates that each ranking gives to fusion, at least
 SURE = 8  # a search looks as far as it would for the best of an eighth of them
-ALONE = 4  # a quarter of them may be found by words alone
 MARKED_LINES = 3
 MARKED_SHARE = 0.5  # a line is marked if it has at least this share of the best line's score
 
@@ -77,10 +75,6 @@ def content_hash(document: Document) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
-
-
-def _by_id(matches: Iterable[Match]) -> dict[str, Match]:
-    return {match.id: match for match in matches}
 
 
 class Session:
@@ -397,47 +391,22 @@ class Retriever:
         elif mode == "semantic":
             found = self.index.search(self.asking.encode_queries(queries), k, where=where, ids=ids)
         elif mode == "hybrid":
-            found = []
-            for semantic, lexical in self.candidates(queries, max(DEPTH, 2 * k), sure=k, where=where, ids=ids):
-                words = {id: match.score for id, match in lexical.items()}
-                meaning = {id: match.score for id, match in semantic.items()}
-                scores = FUSIONS[fusion](meaning, words, lexical_weight)
-                best = sorted(scores, key=lambda id: (-scores[id], id))[:k]
-                found.append([semantic[id]._replace(score=scores[id]) for id in best])
+            depth = max(DEPTH, 2 * k)
+            # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
+            effort = replace(self.index.effort(max(1, depth // SURE)), sure=k)
+            found = self.index.search_both(
+                self.asking.encode_queries(queries),
+                queries,
+                k,
+                lambda meaning, words: FUSIONS[fusion](meaning, words, lexical_weight),
+                depth=depth,
+                where=where,
+                ids=ids,
+                effort=effort,
+            )
         else:
             raise ValueError(f"mode is {mode!r}; 'hybrid', 'semantic' or 'lexical' was expected")
         return self._hits(found)
-
-    def candidates(
-        self,
-        queries: Sequence[str],
-        depth: int,
-        *,
-        sure: int = 0,
-        where: Where | None = None,
-        ids: Collection[str] | None = None,
-    ) -> list[tuple[dict[str, Match], dict[str, Match]]]:
-        """Return for each query what hybrid search joins, by document id: matches by meaning, and by words.
-
-        The best ``depth`` of each ranking, or of that by meaning as few as are likely to hold the best ``sure`` (0:
-        all); the best of those found by words alone are scored by meaning too, so that none of them is thought
-        worthless only because it was not fetched, and the others are left out.
-        """
-        vectors = self.asking.encode_queries(queries)
-        # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
-        effort = replace(self.index.effort(max(1, depth // SURE)), sure=sure)
-        semantic = [_by_id(found) for found in self.index.search(vectors, depth, where=where, ids=ids, effort=effort)]
-        lexical = [_by_id(found) for found in self.index.lexical(queries, depth, where=where, ids=ids)]
-        missing = [
-            list(islice((id for id in words if id not in meaning), max(1, depth // ALONE)))
-            for meaning, words in zip(semantic, lexical, strict=True)
-        ]
-        for meaning, found in zip(semantic, self.index.score(vectors, missing), strict=True):
-            meaning |= _by_id(found)
-        return [
-            (meaning, {id: match for id, match in words.items() if id in meaning})
-            for meaning, words in zip(semantic, lexical, strict=True)
-        ]
 
     def _hits(self, found: Sequence[Sequence[Match]]) -> list[list[Hit]]:
         documents = {d.id: d for d in self.index.documents({match.id for matches in found for match in matches})}

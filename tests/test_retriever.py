@@ -86,8 +86,12 @@ def test_many_queries_are_one_each(retriever: Retriever, mode: str) -> None:
 
 def test_the_two_rankings_are_joined_by_scores_or_by_ranks(retriever: Retriever) -> None:
     retriever.add(DOCUMENTS)
-    [(semantic, lexical)] = retriever.candidates(["capital of France"], depth=200)
-    both = [{id: match.score for id, match in matches.items()} for matches in (semantic, lexical)]
+    query = ["capital of France"]
+    [semantic], [lexical] = (
+        retriever.index.search(retriever.model.encode_queries(query), 200),
+        retriever.index.lexical(query, 200),
+    )
+    both = [{match.id: match.score for match in matches} for matches in (semantic, lexical)]
     for fusion, join in (("weighted", weighted_sum), ("rrf", reciprocal_rank_fusion)):
         hits = retriever.search(["capital of France"], k=3, fusion=fusion, lexical_weight=0.5)[0]  # type: ignore[arg-type]
         expected = sorted(join(both[0], both[1], 0.5).items(), key=lambda one: (-one[1], one[0]))[:3]

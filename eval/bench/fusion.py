@@ -8,6 +8,7 @@ import csv
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,23 @@ def ndcg(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]) -> 
 
 def pools(retriever: Retriever, queries: dict[str, str]) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
     """Return for each query the scores by meaning and by words of the candidates of both."""
-    found = retriever.candidates(list(queries.values()), DEPTH)
-    return {
-        query: tuple({id: match.score for id, match in matches.items()} for matches in both)
-        for query, both in zip(queries, found, strict=True)
-    }
+    both: list[tuple[Mapping[int, float], Mapping[int, float]]] = []
+
+    def keep(meaning: Mapping[int, float], words: Mapping[int, float]) -> dict[int, float]:
+        both.append((meaning, words))
+        return {content: -place for place, content in enumerate(meaning)}  # so that a match says which of them it is
+
+    texts = list(queries.values())
+    found = retriever.index.search_both(retriever.model.encode_queries(texts), texts, 2 * DEPTH, keep, depth=DEPTH)
+    scores = {}
+    for query, (meaning, words), matches in zip(queries, both, found, strict=True):
+        contents = list(meaning)
+        ids = {match.id: contents[-int(match.score)] for match in matches}
+        scores[query] = (
+            {id: meaning[content] for id, content in ids.items()},
+            {id: words[content] for id, content in ids.items() if content in words},
+        )
+    return scores
 
 
 def by_best(semantic: dict[str, float], lexical: dict[str, float], weight: float) -> dict[str, float]:

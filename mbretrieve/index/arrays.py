@@ -16,6 +16,16 @@ def first_of_each(values: NDArray[Any]) -> NDArray[np.bool_]:
     return first
 
 
+def greatest(scores: NDArray[Any], k: int) -> float:
+    """Return the ``k``-th greatest of at least ``k`` scores."""
+    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
+
+
+def best_of(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
+    """Mark the ``k`` greatest of scores (n,), and all that tie with the last of them; all if there are fewer."""
+    return np.asarray(scores >= greatest(scores, k)) if k < len(scores) else np.ones(len(scores), dtype=bool)
+
+
 def to_array(numbers: Collection[int]) -> Integers:
     """Return numbers as a rising array."""
     return np.sort(np.fromiter(numbers, dtype=np.int64, count=len(numbers)))

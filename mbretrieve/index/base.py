@@ -3,7 +3,7 @@
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index import plan
-from mbretrieve.index.arrays import distinct
+from mbretrieve.index.arrays import best_of, distinct, is_among
 from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, Integers, checksum, create_catalogue, damaged
 from mbretrieve.index.files import folder_bytes
-from mbretrieve.index.lexical import search_words
+from mbretrieve.index.lexical import search_contents, search_words
 from mbretrieve.index.plan import Effort
 from mbretrieve.index.reading import keys_by_id, named, owners, passing, read_documents, scan_documents
 from mbretrieve.index.records import Entry, Match, best_first
@@ -32,6 +32,8 @@ GROUP_SCORES = 1 << 24  # scores held at a time (64 MiB): more queries are answe
 
 Query = TypeVar("Query")
 """A query that was checked, as a kind of index scores it."""
+Join = Callable[[Mapping[int, float], Mapping[int, float]], Mapping[int, float]]
+"""Two rankings of one query to one: scores by meaning and by words, as ``fusion`` has them."""
 Vectors = NDArray[Any] | JointVectors
 """A query or document as a caller has it: a (tokens, dim) array, in a dense index (dim,), in a joint one both."""
 
@@ -219,6 +221,49 @@ class VectorIndex(ABC, Generic[Query]):
             results += _matches(catalogue, view, ranked, [passed] * len(ranked), k)
         return results
 
+    def search_both(
+        self,
+        queries: Sequence[Vectors] | NDArray[Any],
+        texts: Sequence[str],
+        k: int,
+        join: Join,
+        *,
+        depth: int,
+        where: Where | None = None,
+        ids: Collection[str] | None = None,
+        effort: Effort | None = None,
+    ) -> list[list[Match]]:
+        """Return for each query, by its vectors and its text, the best ``k`` documents by what ``join`` makes of their
+        scores by meaning and by words; equal scores by id.
+
+        Joined are the best ``depth`` by meaning and the best half as many by words, each with its score by meaning, and
+        the one by words if it has any. A match spans the window that is best by meaning. For the rest: ``search``.
+        """
+        _check_k(k)
+        checked = self._queries(queries)
+        catalogue, view = self._snapshot()
+        passed = passing(catalogue, where, ids)
+        positions = view.positions(None if passed is None else distinct(passed[:, 1]))
+        if not len(positions):
+            return [[] for _ in checked]
+        ranked: list[list[Ranked]] = []
+        for query, text in zip(checked, texts, strict=True):
+            worded, scores = search_contents(catalogue, text, depth, passed)
+            also = worded[best_of(scores, max(1, depth // 2))]
+            [found] = self._candidates(view, [query], positions, depth, effort, view.positions(also))
+            by = view.by_content(found)
+            chosen = best_of(by.scores, depth) | is_among(by.contents, also)
+            contents, has_words = by.contents[chosen], is_among(by.contents[chosen], worded)
+            words = scores[np.searchsorted(worded, contents[has_words])]
+            joined = join(
+                dict(zip(contents.tolist(), by.scores[chosen].tolist(), strict=True)),
+                dict(zip(contents[has_words].tolist(), words.tolist(), strict=True)),
+            )
+            final = np.full(len(by.contents), -np.inf)
+            final[chosen] = [joined[content] for content in contents.tolist()]
+            ranked.append(by.ranked(best_of(final, k) & chosen, final))
+        return _matches(catalogue, view, ranked, [passed] * len(ranked), k)
+
     def effort(self, k: int) -> Effort:
         """Return how far ``search`` goes for the best ``k`` documents if it is not told."""
         _, view = self._snapshot()
@@ -386,9 +431,10 @@ class VectorIndex(ABC, Generic[Query]):
         positions: Integers,
         k: int,
         effort: Effort | None,
+        also: Integers | None = None,
     ) -> list[Found]:
         """Return for each query windows among ``positions`` that are thought to hold the best windows of the best ``k``
-        contents; of no fewer contents than there are."""
+        contents, of no fewer contents than there are; and those at some other positions."""
 
     @classmethod
     @abstractmethod
@@ -396,6 +442,11 @@ class VectorIndex(ABC, Generic[Query]):
         """Return how many bits a dimension of a packed vector is to have. Raises: DataError if it cannot."""
 
     # Helpers
+
+    def _with(self, view: View, query: Query, found: Found, also: Integers | None) -> Found:
+        """Return what was found for a query, and the windows at some other positions."""
+        missing = found.without(also)
+        return found.joined(Found(missing, self._score_windows(view, [query], missing)[0])) if len(missing) else found
 
     def _snapshot(self) -> tuple[Catalogue, View]:
         """Return the generation to search: its catalogue, and its windows and mapped segments."""

@@ -71,8 +71,10 @@ class DenseIndex(VectorIndex[Floats]):
         positions: Integers,
         k: int,
         effort: Effort | None,
+        also: Integers | None = None,
     ) -> list[Found]:
-        return nearest_windows(view, np.concatenate(queries), positions, k, effort)
+        nearest = nearest_windows(view, np.concatenate(queries), positions, k, effort)
+        return [self._with(view, query, found, also) for query, found in zip(queries, nearest, strict=True)]
 
 
 def nearest_windows(view: View, queries: Floats, positions: Integers, k: int, effort: Effort | None) -> list[Found]:

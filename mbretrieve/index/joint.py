@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index import plan
-from mbretrieve.index.arrays import to_array
+from mbretrieve.index.arrays import distinct, to_array
 from mbretrieve.index.base import VectorIndex
 from mbretrieve.index.catalogue import Integers
 from mbretrieve.index.dense import nearest_windows
@@ -54,7 +54,13 @@ class JointIndex(VectorIndex[JointVectors]):
         return score_windows(view, [query.tokens for query in queries], positions)
 
     def _candidates(
-        self, view: View, queries: list[JointVectors], positions: Integers, k: int, effort: Effort | None
+        self,
+        view: View,
+        queries: list[JointVectors],
+        positions: Integers,
+        k: int,
+        effort: Effort | None,
+        also: Integers | None = None,
     ) -> list[Found]:
         planned = effort or _planned(view, k)
         if len(positions) <= planned.rescore:
@@ -65,6 +71,8 @@ class JointIndex(VectorIndex[JointVectors]):
         for query, near in zip(queries, nearest, strict=True):
             fetched = to_array([one.content for one in view.best(near, planned.rescore)])
             theirs = view.positions(fetched)
+            if also is not None:
+                theirs = distinct(np.concatenate([theirs, also]))
             found.append(Found(theirs, self._score_windows(view, [query], theirs)[0]))
         return found
 

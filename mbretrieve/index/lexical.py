@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.index.arrays import best_of
 from mbretrieve.index.catalogue import Catalogue, Integers
 from mbretrieve.index.postings import K1, Lengths, Postings, completions, count_contents, read_lengths, read_postings
 from mbretrieve.index.reading import owners
@@ -48,9 +49,20 @@ def search_words(
 
     passing: (n, 2) key and content of the documents to rank; None ranks all.
     """
+    contents, scores = search_contents(catalogue, query, k, passing, limits)
+    best = best_of(scores, k)  # every content has a document: the best k documents have the best k contents
+    return _documents(catalogue, dict(zip(contents[best].tolist(), scores[best].tolist(), strict=True)), k, passing)
+
+
+def search_contents(
+    catalogue: Catalogue, query: str, k: int, passing: Integers | None, limits: Limits = LIMITS
+) -> tuple[Integers, NDArray[np.float64]]:
+    """Return the contents that share a word with the query, rising, and their scores; where they are many, at least
+    ``k`` of them. passing: as for ``search_words``."""
     terms = plan(catalogue, query_words(query), limits)
     scores = score(catalogue, terms, k, None if passing is None else passing[:, 1], limits.postings)
-    return _documents(catalogue, scores, k, passing)
+    contents = np.flatnonzero(scores > 0)
+    return contents, scores[contents]
 
 
 def plan(catalogue: Catalogue, words: Sequence[str], limits: Limits) -> list[Term]:
@@ -116,13 +128,8 @@ def _found(scores: NDArray[np.float64], passing: Integers | None) -> int:
     return int(np.count_nonzero(scores if passing is None else scores[passing]))
 
 
-def _documents(catalogue: Catalogue, scores: NDArray[np.float64], k: int, passing: Integers | None) -> list[Match]:
-    """Return the best ``k`` documents of the contents that have a score."""
-    contents = np.flatnonzero(scores > 0)
-    if k < len(contents):  # every content has a document, so the best k documents have the best k contents
-        found = scores[contents]
-        contents = contents[found >= np.partition(found, len(found) - k)[len(found) - k]]
-    best = dict(zip(contents.tolist(), scores[contents].tolist(), strict=True))
+def _documents(catalogue: Catalogue, best: dict[int, float], k: int, passing: Integers | None) -> list[Match]:
+    """Return the best ``k`` documents of some contents with their scores."""
     ids = owners(catalogue, best, passing)
     spans = catalogue.rows_among("SELECT key, start, stop FROM contents WHERE key", best)
     matches = [Match(id, best[key], -1, (start, stop)) for key, start, stop in spans for id in ids[key]]

@@ -75,6 +75,7 @@ class MultiVectorIndex(VectorIndex[Floats]):
         positions: Integers,
         k: int,
         effort: Effort | None,
+        also: Integers | None = None,
     ) -> list[Found]:
         packed, raw = view.by_packing(positions)
         planned = effort or plan.effort(view.packed_tokens, k)
@@ -84,9 +85,9 @@ class MultiVectorIndex(VectorIndex[Floats]):
         selected = None if len(packed) == view.packed_windows else view.selected(packed)
         found: list[Found] = []
         for first, last in _groups(queries):
-            nearest = self._nearest(view, queries[first:last], planned, selected)
+            nearest = self._nearest(view, queries[first:last], planned, selected, also)
             for query, scores, (near, is_all) in zip(queries[first:last], beside[first:last], nearest, strict=True):
-                one = _joined(Found(raw, scores), near)
+                one = near.joined(Found(raw, scores))
                 # What was asked for is not there although it exists; unless the caller wanted to look no further.
                 if (is_all or effort is None) and _lacks(view, one.positions, positions, k):
                     one = Found(positions, self._score_windows(view, [query], positions)[0])
@@ -103,10 +104,15 @@ class MultiVectorIndex(VectorIndex[Floats]):
         return view.tokens(packed) <= max(visited, plan.RAW_TOKENS)
 
     def _nearest(
-        self, view: View, queries: list[Floats], effort: Effort, selected: list[NDArray[np.bool_]] | None
+        self,
+        view: View,
+        queries: list[Floats],
+        effort: Effort,
+        selected: list[NDArray[np.bool_]] | None,
+        also: Integers | None,
     ) -> list[tuple[Found, bool]]:
-        """Return for each query the windows in packed segments that look best, scored by MaxSim, and whether these are
-        all that were found."""
+        """Return for each query the windows in packed segments that look best and those at some other positions, scored
+        by MaxSim, and whether what looks best is all that was found."""
         from mbretrieve.index.gather import best_found, candidates
 
         ends = np.cumsum([0] + [len(query) for query in queries])
@@ -129,7 +135,9 @@ class MultiVectorIndex(VectorIndex[Floats]):
             ranked, estimates = candidates(scores[first:last], at[first:last], effort.rescore)
             score = _scorer(view, {key: of_book[query] for key, of_book in looks.items()})
             one = _rescored(view, ranked, estimates, effort.sure, score)
-            found.append((one, len(one.positions) == len(ranked) < effort.rescore))
+            is_all = len(one.positions) == len(ranked) < effort.rescore
+            missing = one.without(None if also is None else view.by_packing(also)[0])
+            found.append((one.joined(Found(missing, score(missing))), is_all))
         return found
 
 
@@ -295,14 +303,6 @@ def _groups(queries: list[Floats]) -> list[tuple[int, int]]:
             first, held = i, 0
         held += len(query)
     return [*runs, (first, len(queries))] if queries else []
-
-
-def _joined(raw: Found, packed: Found) -> Found:
-    if not len(raw.positions):
-        return packed
-    positions = np.concatenate([raw.positions, packed.positions])
-    order = np.argsort(positions)
-    return Found(positions[order], np.concatenate([raw.scores, packed.scores])[order])
 
 
 def _lacks(view: View, found: Integers, positions: Integers, k: int) -> bool:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
-from mbretrieve.index.arrays import first_of_each
+from mbretrieve.index.arrays import best_of, first_of_each, greatest, is_among
 from mbretrieve.index.catalogue import Catalogue, Integers, damaged
 from mbretrieve.index.segments import PackedSegment, RawSegment, open_codebook, open_segment
 from mbretrieve.index.windows import Window
@@ -23,6 +23,19 @@ class Found(NamedTuple):
     positions: Integers
     scores: Scores
 
+    def without(self, positions: Integers | None) -> Integers:
+        """Return those of some positions that are not here."""
+        nothing = self.positions[:0]
+        return nothing if positions is None else positions[~is_among(positions, self.positions)]
+
+    def joined(self, others: "Found") -> "Found":
+        """Return these and others together."""
+        if not len(others.positions):
+            return self
+        positions = np.concatenate([self.positions, others.positions])
+        order = np.argsort(positions)
+        return Found(positions[order], np.concatenate([self.scores, others.scores])[order])
+
 
 class Ranked(NamedTuple):
     """A content that may be among the best: its score and the position of its best window."""
@@ -30,6 +43,31 @@ class Ranked(NamedTuple):
     content: int
     score: float
     position: int
+
+
+class ByContent(NamedTuple):
+    """What was found, by content: contents (C,), rising, where the windows of each start, and the end, (C + 1,), and
+    the score of each, its best window's, (C,)."""
+
+    found: Found
+    contents: Integers
+    starts: Integers
+    scores: Scores
+
+    def ranked(self, wanted: NDArray[np.bool_], scores: NDArray[Any] | None = None) -> list[Ranked]:
+        """Return the contents that are marked, with other scores than their windows' if so."""
+        scores = self.scores if scores is None else scores
+        positions, of_windows = self.found
+        return [
+            Ranked(
+                int(self.contents[i]),
+                float(scores[i]),
+                int(positions[first + int(np.argmax(of_windows[first:last]))]),
+            )
+            for i, first, last in zip(
+                np.flatnonzero(wanted), self.starts[:-1][wanted], self.starts[1:][wanted], strict=True
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -142,41 +180,27 @@ class View:
         """
         if not len(found.positions):
             return []
-        contents, starts, scores = self._by_content(found)
-        cut = _greatest(scores, k) if k < len(scores) else -np.inf
-        stops = np.append(starts[1:], len(contents))
-        return [
-            Ranked(
-                int(contents[starts[i]]),
-                float(scores[i]),
-                int(found.positions[starts[i] + int(np.argmax(found.scores[starts[i] : stops[i]]))]),
-            )
-            for i in np.flatnonzero(scores >= cut)
-        ]
+        by = self.by_content(found)
+        return by.ranked(best_of(by.scores, k))
 
     def score_of(self, found: Found, k: int) -> float:
         """Return the score of the ``k``-th best content by its best window; -inf if there are fewer."""
-        _, _, scores = self._by_content(found)
-        return _greatest(scores, k) if k <= len(scores) else -np.inf
+        scores = self.by_content(found).scores
+        return greatest(scores, k) if k <= len(scores) else -np.inf
 
-    def _by_content(self, found: Found) -> tuple[Integers, Integers, Scores]:
-        """Return each window's content, where the windows of each content start, and the best score of each."""
+    def by_content(self, found: Found) -> "ByContent":
+        """Bring the windows found, at least one, together by content."""
         contents = self.contents(found.positions)
         starts = np.flatnonzero(first_of_each(contents))
         scores = np.maximum.reduceat(found.scores, starts)
         if np.isnan(scores).any():
             raise IndexFormatError("a score is not a number: `mbretrieve verify` names the damaged file")
-        return contents, starts, scores
+        return ByContent(found, contents[starts], np.append(starts, len(contents)), scores)
 
     def check(self, positions: Integers) -> None:
         """Check the stored bytes of some windows' vectors. Raises: IndexFormatError naming a damaged file."""
         for segment, _, rows in self.by_segment(positions):
             segment.check_rows(rows)
-
-
-def _greatest(scores: Scores, k: int) -> float:
-    """Return the ``k``-th greatest of at least ``k`` scores."""
-    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
 def load_view(catalogue: Catalogue) -> View:
