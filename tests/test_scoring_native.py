@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbretrieve.compiled import COMPILERS
-from mbretrieve.scoring import CompressedTokens, maxsim_codes, maxsim_compressed, native, search
+from mbretrieve.scoring import CompressedTokens, maxsim_codes, maxsim_compressed, maxsim_ragged_batch, native, search
 
 LAYOUTS = [(8, 1), (4, 1), (4, 2), (1, 1)]  # width of a code, codes a group
 
@@ -85,6 +85,64 @@ def test_it_scores_as_torch_does(
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=slack)
     one = maxsim_codes(asked[0].numpy(), tokens, bounds, rows, None if coarse is None else coarse[: queries[0]].numpy())
     np.testing.assert_allclose(one, expected[0], rtol=1e-5, atol=slack)
+
+
+@pytest.mark.usefixtures("kernel")
+@given(
+    seed=st.integers(0, 999),
+    queries=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    dim=st.sampled_from([1, 7, 24, 128]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    some=st.booleans(),
+)
+def test_tokens_as_they_are_score_as_by_torch(
+    seed: int, queries: list[int], lengths: list[int], dim: int, dtype: torch.dtype, some: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    asked = [torch.randn(count, dim, generator=generator) for count in queries]
+    tokens = (torch.randn(sum(lengths), dim, generator=generator) * 10.0 ** (seed % 9 - 4)).to(dtype)
+    offsets = torch.tensor([0, *np.cumsum(lengths)])
+    rows = np.arange(len(lengths))[::-2] if some else None
+    scores = maxsim_ragged_batch(asked, tokens, offsets, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "native_maxsim", lambda *_, **__: None)
+        expected = maxsim_ragged_batch(asked, tokens, offsets, rows)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_every_float16_is_read_as_what_it_is() -> None:
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16)[:, None]
+    numbers = numbers[~np.isnan(numbers[:, 0])]
+    scores = native.native_maxsim(np.ones((1, 1), dtype=np.float32), numbers, np.arange(len(numbers) + 1))
+    assert scores is not None
+    np.testing.assert_array_equal(scores, numbers[:, 0].astype(np.float32))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_best_centroids_of_each_token_are_found() -> None:
+    random = np.random.default_rng(0)
+    for tokens, lists, count in ((1, 1, 1), (13, 100, 100), (40, 4099, 32), (16, 50, 7)):
+        query, centroids = (random.standard_normal((n, 24)).astype(np.float32) for n in (tokens, lists))
+        seen = native.look(query, centroids, count)
+        assert seen is not None
+        laned, numbers, largest = seen
+        products = query @ centroids.T
+        np.testing.assert_allclose(laned.by_token(), products, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(largest, -np.sort(-products, axis=1)[:, :count], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(largest, np.take_along_axis(laned.by_token(), numbers, axis=1))
+        assert (np.diff(largest, axis=1) <= 0).all()
+
+
+@pytest.mark.usefixtures("kernel")
+def test_of_what_is_not_a_number_none_is_best() -> None:
+    centroids = np.ones((40, 24), dtype=np.float32)
+    centroids[3:] = np.nan
+    seen = native.look(np.ones((2, 24), dtype=np.float32), centroids, 5)
+    assert seen is not None
+    assert seen[1].tolist() == [[0, 1, 2, -1, -1]] * 2
+    assert seen[2].tolist() == [[24.0] * 3 + [-np.inf] * 2] * 2
 
 
 @pytest.mark.usefixtures("kernel")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.scoring.blocks import Places, maxsim_by_blocks, take
 from mbretrieve.scoring.compressed import SCALES, CompressedTokens
-from mbretrieve.scoring.native import native_scorer
+from mbretrieve.scoring.native import native_maxsim, native_scorer
 
 Floats = NDArray[np.float32]
 
@@ -21,6 +21,8 @@ def maxsim_rows(
     Shapes: query (I, dim) float32, tokens (T, dim) float16 or float32, perhaps mapped, bounds (D + 1,), rows (R,) ->
     (R,). Raises: ValueError if a scored document has no token.
     """
+    if (by_kernel := native_maxsim(query, tokens, bounds, rows)) is not None:
+        return by_kernel
 
     def similarities(places: Places) -> Iterator[tuple[int, Floats]]:
         yield 0, take(tokens, places).astype(np.float32) @ query.T

@@ -1,21 +1,26 @@
-// MaxSim of one query with compressed tokens (see CompressedTokens): 16 query tokens at a time, a lane each, from the
-// codes straight to the sum over maxima, so that nothing but the tables is read twice. A query comes as `columns`:
+// MaxSim of one query with tokens as they are, or compressed (see CompressedTokens): 16 query tokens at a time, a lane
+// each, from the tokens straight to the sum over maxima, so that nothing but the query is read twice. A query comes as `columns`:
 // (parts, dim, LANES), the numbers of each 16 of its tokens, zeros where there are none.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <functional>
 #include <limits>
 #include <thread>
 #include <utility>
 #include <vector>
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
 constexpr int LANES = 16;
 constexpr int AT_ONCE = 8;  // tokens whose sums are kept in registers together
 constexpr int GROUP = 128;  // codes that are made numbers together
-constexpr int64_t SHARE = 1 << 16;  // tokens that are worth a thread
+constexpr int64_t SHARE = 1 << 16;  // tokens that are worth a thread, compressed
+constexpr int64_t PRODUCTS_SHARE = 1 << 22;  // numbers multiplied by 16 query tokens that are worth a thread
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));  // tables are aligned so
 
@@ -140,7 +145,132 @@ void best_of_lane(const Lanes *products, const std::vector<Lanes> &greatest, int
     }
 }
 
+// The products of some vectors (N, dim) with 32 tokens of the query.
+template <int N>
+inline void dots_of_two(const float *one, const float *other, int dim, const float *vectors, Lanes *out) {
+    Lanes sums[2][N] = {};
+    for (int d = 0; d < dim; d++, one += LANES, other += LANES) {
+        const Lanes weights = load(one), others = load(other);
+        for (int v = 0; v < N; v++) {
+            sums[0][v] += weights * vectors[v * dim + d];
+            sums[1][v] += others * vectors[v * dim + d];
+        }
+    }
+    for (int v = 0; v < N; v++) out[v] = sums[0][v], out[N + v] = sums[1][v];
+}
+
+enum Kind { FLOAT32, FLOAT16, BFLOAT16 };
+
+inline float widened(uint16_t number) {  // a float16
+    const uint32_t exponent = number & 0x7C00, rest = (number & 0x7FFFu) << 13;
+    const uint32_t bits = exponent == 0x7C00 ? rest | 0x7F800000 : rest;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    if (exponent != 0x7C00) value *= 0x1p112f;
+    return number & 0x8000 ? -value : value;
+}
+
+inline void widen(const uint16_t *from, int n, Kind kind, float *to) {
+    int i = 0;
+    if (kind == BFLOAT16) {
+        for (; i < n; i++) {
+            const uint32_t bits = uint32_t(from[i]) << 16;
+            std::memcpy(to + i, &bits, sizeof bits);
+        }
+    }
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + i))));
+#elif defined(__F16C__)
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from + i))));
+#endif
+    for (; i < n; i++) to[i] = widened(from[i]);
+}
+
+struct Vectors {
+    const void *numbers;
+    Kind kind;
+    int dim;
+};
+
+// MaxSim of a query with some of the vectors, at least one; `room` for AT_ONCE of them.
+float score_vectors(const float *columns, int tokens, const Vectors &kept, int64_t start, int64_t length, float *room,
+                    std::vector<Lanes> &most) {
+    const int dim = kept.dim, parts = (tokens + LANES - 1) / LANES;
+    most.assign(parts, Lanes{} - std::numeric_limits<float>::infinity());
+    const auto rows = [&](int64_t first, int count) -> const float * {
+        if (kept.kind == FLOAT32) return static_cast<const float *>(kept.numbers) + first * dim;
+        widen(static_cast<const uint16_t *>(kept.numbers) + first * dim, count * dim, kept.kind, room);
+        return room;
+    };
+    const int64_t stop = start + length;
+    Lanes some[2 * AT_ONCE];
+    if (length < AT_ONCE) {
+        for (int64_t token = start; token < stop; token++) {
+            const float *row = rows(token, 1);
+            for (int part = 0; part < parts; part++) {
+                dots<1>(columns + int64_t(part) * dim * LANES, dim, row, some);
+                raise_to(most[part], some[0]);
+            }
+        }
+    } else {
+        for (int64_t token = start; token < stop; token += AT_ONCE) {
+            const float *row = rows(std::min(token, stop - AT_ONCE), AT_ONCE);  // some twice: a maximum does not mind
+            for (int part = 0; part < parts; part += 2) {
+                const float *one = columns + int64_t(part) * dim * LANES;
+                if (part + 1 == parts) {
+                    dots<AT_ONCE>(one, dim, row, some);
+                } else {
+                    dots_of_two<AT_ONCE>(one, one + int64_t(dim) * LANES, dim, row, some);
+                    for (int t = 0; t < AT_ONCE; t++) raise_to(most[part + 1], some[AT_ONCE + t]);
+                }
+                for (int t = 0; t < AT_ONCE; t++) raise_to(most[part], some[t]);
+            }
+        }
+    }
+    float sum = 0;
+    for (int i = 0; i < tokens; i++) sum += most[i / LANES][i % LANES];
+    return sum;
+}
+
+// Call `run(first, last)` for parts of the documents that have about as many tokens, `team` of them at once.
+template <class Run>
+void in_parts(const int64_t *lengths, int64_t documents, int64_t total, int64_t team, const Run &run) {
+    std::vector<std::thread> others;
+    int64_t first = 0, seen = 0;
+    for (int64_t part = 1; part < team; part++) {
+        int64_t last = first;
+        while (last < documents && seen < total * part / team) seen += lengths[last++];
+        try {
+            others.emplace_back(run, first, last);
+        } catch (const std::exception &) {  // no more threads or memory are to be had: the caller does it all
+            break;
+        }
+        first = last;
+    }
+    run(first, documents);
+    for (auto &other : others) other.join();
+}
+
 }  // namespace
+
+// MaxSim of a query with documents whose vectors (tokens, dim) are numbers of a `Kind`.
+extern "C" void mbretrieve_score_vectors(const float *columns, int tokens, int dim, const void *numbers, int kind,
+                                         const int64_t *starts, const int64_t *lengths, int64_t documents, float *out,
+                                         int threads) {
+    const Vectors kept{numbers, static_cast<Kind>(kind), dim};
+    int64_t total = 0;
+    for (int64_t d = 0; d < documents; d++) total += lengths[d];
+    const int64_t work = total * dim * ((tokens + LANES - 1) / LANES);
+    const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, work / PRODUCTS_SHARE));
+    in_parts(lengths, documents, total, team, [&](int64_t first, int64_t last) {
+        std::vector<float> room(size_t(AT_ONCE) * dim);
+        std::vector<Lanes> most;
+        for (int64_t d = first; d < last; d++)
+            out[d] = score_vectors(columns, tokens, kept, starts[d], lengths[d], room.data(), most);
+    });
+}
 
 // A query's products with centroids (n, dim), out (parts, n, LANES); and if count is not 0, of each of its tokens the
 // greatest: scores and numbers, (tokens, count).
@@ -195,19 +325,5 @@ extern "C" void mbretrieve_score_codes(const float *tables, const float *coarse,
     };
     int64_t total = 0;
     for (int64_t d = 0; d < documents; d++) total += lengths[d];
-    const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, total / SHARE));
-    std::vector<std::thread> others;
-    int64_t first = 0, seen = 0;
-    for (int64_t part = 1; part < team; part++) {
-        int64_t last = first;
-        while (last < documents && seen < total * part / team) seen += lengths[last++];
-        try {
-            others.emplace_back(run, first, last);
-        } catch (const std::exception &) {  // no more threads or memory are to be had: the caller does it all
-            break;
-        }
-        first = last;
-    }
-    run(first, documents);
-    for (auto &other : others) other.join();
+    in_parts(lengths, documents, total, std::max<int64_t>(1, std::min<int64_t>(threads, total / SHARE)), run);
 }

@@ -1,4 +1,4 @@
-"""MaxSim over compressed tokens by the kernel of ``codes.cpp``, where this machine's compiler has built it.
+"""MaxSim by the kernel of ``codes.cpp``, where this machine's compiler has built it.
 
 It is built by ``prepare``, which whoever packs an index calls: a second's work. A process that only searches calls no
 compiler before it has answered many questions, and waits for it then no more than before.
@@ -19,6 +19,7 @@ from mbretrieve.scoring.compressed import SCALES, CompressedTokens
 Floats = NDArray[np.float32]
 
 _LANES = 16  # query tokens that the kernel takes at a time
+_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 KERNEL = Compiled(
     "mbretrieve.scoring",
     "codes",
@@ -26,6 +27,7 @@ KERNEL = Compiled(
     {
         "mbretrieve_look": (POINTER, INT, INT, POINTER, LONG, POINTER, INT, POINTER, POINTER),
         "mbretrieve_code_tables": (POINTER, INT, POINTER, INT, INT, INT, POINTER),
+        "mbretrieve_score_vectors": (POINTER, INT, INT, POINTER, INT, POINTER, POINTER, LONG, POINTER, INT),
         "mbretrieve_score_codes": (
             *(POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
             *(POINTER, POINTER, INT, LONG),
@@ -74,6 +76,31 @@ def look(query: Floats, centroids: Floats, count: int) -> tuple[Laned, NDArray[n
     return Laned(query, columns, products), numbers, largest
 
 
+def native_maxsim(
+    query: Floats,
+    tokens: NDArray[Any],
+    bounds: NDArray[np.int64],
+    rows: NDArray[np.int64] | None = None,
+    *,
+    bfloat16: bool = False,
+) -> Floats | None:
+    """Return what ``arrays.maxsim_rows`` does by the kernel; None where there is none, or the arrays do not suit it.
+
+    bfloat16: tokens are numbers of that type, as (T, dim) uint16, which numpy does not have.
+    """
+    kernel = KERNEL.wanted()
+    kind = _KINDS.get("bfloat16" if bfloat16 else tokens.dtype.name)
+    if kernel is None or kind is None or not _plain(tokens) or query.shape[1] != tokens.shape[1]:
+        return None
+    starts, lengths = _inside(bounds, rows, len(tokens))
+    columns, out = _laned(query), np.empty(len(lengths), dtype=np.float32)
+    kernel.mbretrieve_score_vectors(
+        *(columns.ctypes.data, *query.shape, tokens.ctypes.data, kind),
+        *(starts.ctypes.data, lengths.ctypes.data, len(lengths), out.ctypes.data, _threads()),
+    )
+    return out
+
+
 def native_scorer(
     query: Floats | Laned,
     tokens: CompressedTokens,
@@ -106,10 +133,7 @@ def native_scorer(
         )
 
     def score(rows: NDArray[np.int64] | None) -> Floats:
-        starts, lengths = extents(bounds, rows)
-        last = int((starts + lengths).max(initial=0))
-        if last > len(codes) or starts.min(initial=0) < 0:
-            raise ValueError(f"documents end at token {last}, but there are {len(codes)}")
+        starts, lengths = _inside(bounds, rows, len(codes))
         out = np.empty(len(lengths), dtype=np.float32)
         kernel.mbretrieve_score_codes(
             *(tables.ctypes.data, of_centroids.ctypes.data, least.ctypes.data, SCALES.ctypes.data),
@@ -120,6 +144,17 @@ def native_scorer(
         return out
 
     return score
+
+
+def _inside(
+    bounds: NDArray[np.int64], rows: NDArray[np.int64] | None, tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ``extents``. Raises: ValueError if they are not within the tokens there are."""
+    starts, lengths = extents(bounds, rows)
+    last = int((starts + lengths).max(initial=0))
+    if last > tokens or starts.min(initial=0) < 0:
+        raise ValueError(f"documents end at token {last}, but there are {tokens}")
+    return starts, lengths
 
 
 def _room(parts: int, columns: int) -> Floats:

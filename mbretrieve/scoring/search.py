@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mbretrieve.scoring.blocks import Places, maxsim_by_blocks
 from mbretrieve.scoring.compressed import CompressedTokens
-from mbretrieve.scoring.native import native_scorer
+from mbretrieve.scoring.native import native_maxsim, native_scorer
 from mbretrieve.scoring.padded import check_dims
 
 BLOCK_SIMILARITIES = 128 * 1024  # they stay in a core's cache, as the tokens of a block do
@@ -41,6 +41,8 @@ def maxsim_ragged_batch(
     Raises: ValueError if the dims differ, or a query or a scored document has no token.
     """
     stacked = _stack(queries, tokens)
+    if (by_kernel := _maxsim_by_kernel(queries, tokens, offsets, rows)) is not None:
+        return by_kernel
 
     def similarities(places: Places) -> Iterator[tuple[int, NDArray[np.float32]]]:
         some = tokens[places] if isinstance(places, slice) else tokens[torch.from_numpy(places)]
@@ -91,6 +93,20 @@ def compressed_scorer(
 
     lengths, bounds = [len(query) for query in queries], offsets.numpy()
     return lambda rows: torch.from_numpy(maxsim_by_blocks(lengths, bounds, rows, similarities))
+
+
+def _maxsim_by_kernel(
+    queries: Sequence[Tensor], tokens: Tensor, offsets: Tensor, rows: NDArray[np.int64] | None
+) -> Tensor | None:
+    bfloat16 = tokens.dtype == torch.bfloat16
+    numbers = (tokens.view(torch.uint16) if bfloat16 else tokens).numpy()
+    found = []
+    for query in queries:
+        scores = native_maxsim(query.float().numpy(), numbers, offsets.numpy(), rows, bfloat16=bfloat16)
+        if scores is None:
+            return None
+        found.append(scores)
+    return torch.from_numpy(np.stack(found)) if found else None
 
 
 def _by_kernel(
