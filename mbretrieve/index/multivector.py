@@ -211,7 +211,7 @@ def _rescored(view: View, ranked: Integers, estimates: Floats, k: int, score: Ca
     scores, done = np.empty(len(ranked), dtype=np.float32), 0
     found = Found(ranked[:0], scores[:0])
     while done < len(ranked):
-        last = min(len(ranked), max(FIRST_SCORED, 2 * k, done + done // 2)) if k else len(ranked)
+        last = min(len(ranked), max(FIRST_SCORED, 2 * k, 2 * done)) if k else len(ranked)
         order = done + np.argsort(ranked[done:last])
         scores[order] = score(ranked[order])
         done = last

@@ -19,8 +19,42 @@ namespace {
 constexpr int LANES = 16;
 constexpr int AT_ONCE = 8;  // tokens whose sums are kept in registers together
 constexpr int GROUP = 128;  // codes that are made numbers together
-constexpr int64_t SHARE = 1 << 16;  // tokens that are worth a thread, compressed
-constexpr int64_t PRODUCTS_SHARE = 1 << 22;  // numbers multiplied by 16 query tokens that are worth a thread
+constexpr int64_t SHARE = 1 << 13;  // tokens that are worth a thread, compressed
+constexpr int64_t PRODUCTS_SHARE = 1 << 20;  // numbers multiplied by 16 query tokens that are worth a thread
+
+// Call `run(first, last)` for parts of `n` things, `team` of them at once; `stop(part, first)` says where a part ends.
+template <class Stop, class Run>
+void in_parts_to(int64_t n, int64_t team, const Stop &stop, const Run &run) {
+    std::vector<std::thread> others;
+    int64_t first = 0;
+    for (int64_t part = 1; part < team; part++) {
+        const int64_t last = stop(part, first);
+        try {
+            others.emplace_back(run, first, last);
+        } catch (const std::exception &) {  // no more threads or memory are to be had: the caller does it all
+            break;
+        }
+        first = last;
+    }
+    run(first, n);
+    for (auto &other : others) other.join();
+}
+
+template <class Run>
+void in_parts(int64_t n, int64_t step, int64_t team, const Run &run) {
+    in_parts_to(n, team, [&](int64_t part, int64_t) { return n * part / team / step * step; }, run);
+}
+
+// The parts are documents that have about as many tokens.
+template <class Run>
+void by_tokens(const int64_t *lengths, int64_t documents, int64_t total, int64_t team, const Run &run) {
+    int64_t seen = 0;
+    const auto stop = [&](int64_t part, int64_t last) {
+        while (last < documents && seen < total * part / team) seen += lengths[last++];
+        return last;
+    };
+    in_parts_to(documents, team, stop, run);
+}
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));  // tables are aligned so
 
@@ -109,13 +143,15 @@ inline void dots(const float *columns, int dim, const float *vectors, Lanes *out
     for (int v = 0; v < N; v++) out[v] = sums[v];
 }
 
-// The products of 16 tokens of the query with all vectors (n, dim), and the greatest of each 16 of these.
-void all_dots(const float *columns, int dim, const float *vectors, int64_t n, Lanes *out, std::vector<Lanes> &greatest) {
-    greatest.assign((n + LANES - 1) / LANES, Lanes{} - std::numeric_limits<float>::infinity());
+// The products of 16 tokens of the query with some vectors (n, dim), and the greatest of each 16 of these.
+void all_dots(const float *columns, int dim, const float *vectors, int64_t n, Lanes *out, Lanes *greatest) {
     int64_t v = 0;
     for (; v + AT_ONCE <= n; v += AT_ONCE) dots<AT_ONCE>(columns, dim, vectors + v * dim, out + v);
     for (; v < n; v++) dots<1>(columns, dim, vectors + v * dim, out + v);
-    for (v = 0; v < n; v++) raise_to(greatest[v / LANES], out[v]);
+    for (v = 0; v < n; v++) {
+        if (v % LANES == 0) greatest[v / LANES] = Lanes{} - std::numeric_limits<float>::infinity();
+        raise_to(greatest[v / LANES], out[v]);
+    }
 }
 
 // The `count` greatest of a lane's products (n), best first, equal ones by number; -inf and -1 where there are fewer,
@@ -234,25 +270,6 @@ float score_vectors(const float *columns, int tokens, const Vectors &kept, int64
     return sum;
 }
 
-// Call `run(first, last)` for parts of the documents that have about as many tokens, `team` of them at once.
-template <class Run>
-void in_parts(const int64_t *lengths, int64_t documents, int64_t total, int64_t team, const Run &run) {
-    std::vector<std::thread> others;
-    int64_t first = 0, seen = 0;
-    for (int64_t part = 1; part < team; part++) {
-        int64_t last = first;
-        while (last < documents && seen < total * part / team) seen += lengths[last++];
-        try {
-            others.emplace_back(run, first, last);
-        } catch (const std::exception &) {  // no more threads or memory are to be had: the caller does it all
-            break;
-        }
-        first = last;
-    }
-    run(first, documents);
-    for (auto &other : others) other.join();
-}
-
 }  // namespace
 
 // MaxSim of a query with documents whose vectors (tokens, dim) are numbers of a `Kind`.
@@ -264,7 +281,7 @@ extern "C" void mbretrieve_score_vectors(const float *columns, int tokens, int d
     for (int64_t d = 0; d < documents; d++) total += lengths[d];
     const int64_t work = total * dim * ((tokens + LANES - 1) / LANES);
     const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, work / PRODUCTS_SHARE));
-    in_parts(lengths, documents, total, team, [&](int64_t first, int64_t last) {
+    by_tokens(lengths, documents, total, team, [&](int64_t first, int64_t last) {
         std::vector<float> room(size_t(AT_ONCE) * dim);
         std::vector<Lanes> most;
         for (int64_t d = first; d < last; d++)
@@ -275,11 +292,15 @@ extern "C" void mbretrieve_score_vectors(const float *columns, int tokens, int d
 // A query's products with centroids (n, dim), out (parts, n, LANES); and if count is not 0, of each of its tokens the
 // greatest: scores and numbers, (tokens, count).
 extern "C" void mbretrieve_look(const float *columns, int tokens, int dim, const float *centroids, int64_t n, float *out,
-                                int count, float *scores, int64_t *numbers) {
-    std::vector<Lanes> greatest;
+                                int count, float *scores, int64_t *numbers, int threads) {
+    std::vector<Lanes> greatest((n + LANES - 1) / LANES);
+    const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, n * dim / PRODUCTS_SHARE));
     for (int begin = 0; begin < tokens; begin += LANES) {
         Lanes *products = reinterpret_cast<Lanes *>(out);
-        all_dots(columns, dim, centroids, n, products, greatest);
+        in_parts(n, LANES, team, [&](int64_t first, int64_t last) {
+            all_dots(columns, dim, centroids + first * dim, last - first, products + first,
+                     greatest.data() + first / LANES);
+        });
         for (int lane = 0; count && lane < LANES && begin + lane < tokens; lane++)
             best_of_lane(products, greatest, n, lane, count, scores + int64_t(begin + lane) * count,
                          numbers + int64_t(begin + lane) * count);
@@ -325,5 +346,5 @@ extern "C" void mbretrieve_score_codes(const float *tables, const float *coarse,
     };
     int64_t total = 0;
     for (int64_t d = 0; d < documents; d++) total += lengths[d];
-    in_parts(lengths, documents, total, std::max<int64_t>(1, std::min<int64_t>(threads, total / SHARE)), run);
+    by_tokens(lengths, documents, total, std::max<int64_t>(1, std::min<int64_t>(threads, total / SHARE)), run);
 }

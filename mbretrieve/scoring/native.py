@@ -25,7 +25,7 @@ KERNEL = Compiled(
     "codes",
     ("-O3", "-march=native", "-ffp-contract=fast"),
     {
-        "mbretrieve_look": (POINTER, INT, INT, POINTER, LONG, POINTER, INT, POINTER, POINTER),
+        "mbretrieve_look": (POINTER, INT, INT, POINTER, LONG, POINTER, INT, POINTER, POINTER, INT),
         "mbretrieve_code_tables": (POINTER, INT, POINTER, INT, INT, INT, POINTER),
         "mbretrieve_score_vectors": (POINTER, INT, INT, POINTER, INT, POINTER, POINTER, LONG, POINTER, INT),
         "mbretrieve_score_codes": (
@@ -71,7 +71,7 @@ def look(query: Floats, centroids: Floats, count: int) -> tuple[Laned, NDArray[n
     numbers, largest = np.empty((len(query), count), dtype=np.int64), np.empty((len(query), count), dtype=np.float32)
     kernel.mbretrieve_look(
         *(columns.ctypes.data, *query.shape, centroids.ctypes.data, len(centroids), products.ctypes.data),
-        *(count, largest.ctypes.data, numbers.ctypes.data),
+        *(count, largest.ctypes.data, numbers.ctypes.data, _threads()),
     )
     return Laned(query, columns, products), numbers, largest
 
