@@ -152,7 +152,7 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query = drawn(1, 20).numpy()
     scores = {}
     for threads in (1, 2, 3, 16):
-        monkeypatch.setattr(native, "_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(native, "threads", lambda threads=threads: threads)
         scores[threads] = maxsim_codes(query, tokens, bounds)
     for found in scores.values():
         np.testing.assert_array_equal(found, scores[1])

@@ -46,6 +46,9 @@ def commands(path: Path) -> dict[str, list[str]]:
 def indexed(path: Path, cache: str) -> dict[str, str]:
     """Index a path in a place of its own; return the environment in which it is found there."""
     environment = os.environ | {"MBRETRIEVE_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+    # Modules are compiled once, as where they were installed, wherever this runs.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = f"{cache}/pycache"
     index = [sys.executable, "-m", "mbretrieve", "index", str(path)]
     subprocess.run(index, check=True, env=environment, capture_output=True)
     return environment

@@ -1,8 +1,10 @@
-"""Inverted lists: the tokens near each centroid as 4-bit product codes, scanned by FAISS in a mapped file of ours.
+"""Inverted lists: the tokens near each centroid as 4-bit product codes, scanned in a mapped file of ours.
 
-FAISS's kernel for such codes (IndexIVFPQFastScan, after André et al., "Cache locality is not enough: high-performance
-nearest neighbor search with product quantization fast scan", VLDB 2015) reads blocks of 32 tokens; its own file format
-has to be written at once from memory and is trusted when read. The file, little-endian, with ``width`` bytes a code:
+They lie in blocks of 32 tokens, as FAISS's kernel for such codes has them (IndexIVFPQFastScan, after André et al.,
+"Cache locality is not enough: high-performance nearest neighbor search with product quantization fast scan", VLDB
+2015), which scans them where ``kernels.cpp`` has not been built: what it returns is sorted, which nobody needs here and
+takes most of its time. FAISS's own file format has to be written at once from memory and is trusted when read. The
+file, little-endian, with ``width`` bytes a code:
 
 - a header of 128 bytes: magic, version, width, lists, tokens;
 - sizes, (lists,) int64, and zeros up to a multiple of 128 bytes;
@@ -17,6 +19,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from ctypes import CDLL
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,6 +41,7 @@ from mbretrieve.index.blocks import (
     unpack_blocks,
 )
 from mbretrieve.index.kernels import KERNELS
+from mbretrieve.scoring.native import threads
 
 _MAGIC = b"mbrlists"
 _VERSION = 1
@@ -92,12 +96,19 @@ class Lists:
         if len(self.file) != self._starts[-1]:
             raise self._damaged(f"it has {len(self.file):,} bytes, not {self._starts[-1]:,}")
         self._products = np.ascontiguousarray(products, dtype=np.float32)
+        self._padded = products.shape[0] * products.shape[2]
         entries = products.astype(np.float64)
         self._reach = float(np.sqrt(((entries[:, :, None] - entries[:, None]) ** 2).sum(axis=3)).max())
+        if KERNELS.get() is None:
+            _ = self._index  # now, while the file has its name
+
+    @cached_property
+    def _index(self) -> Any:
+        """FAISS's index over the file. Raises: OSError if it has no longer its name."""
         try:
-            self._index = _fast_scan(path, products, self.sizes, self._starts)
+            return _fast_scan(self._path, self._products, self.sizes, self._starts)
         except RuntimeError:  # FAISS's word for a file that it cannot open: it does so by name, once more
-            path.stat()
+            self._path.stat()
             raise
 
     def search(
@@ -118,10 +129,10 @@ class Lists:
         Raises: IndexFormatError if a list names a row that the segment does not have.
         """
         n, padded = queries.shape
-        if k < 1 or probes.shape != coarse.shape or len(probes) != n or padded != self._index.d:
+        if k < 1 or probes.shape != coarse.shape or len(probes) != n or padded != self._padded:
             raise ValueError(
                 f"k is {k}, queries {queries.shape}, probes {probes.shape}, coarse {coarse.shape}; "
-                f"k >= 1, (n, {self._index.d}), (n, p) and (n, p) were expected"
+                f"k >= 1, (n, {self._padded}), (n, p) and (n, p) were expected"
             )
         if selected is not None and selected.shape != (self._rows,):
             raise ValueError(f"selected has shape {selected.shape}; ({self._rows},) was expected")
@@ -153,9 +164,7 @@ class Lists:
         scores: NDArray[np.float32],
         rows: Integers,
     ) -> None:
-        """Do what ``search`` says, into scores and rows: FAISS sorts what it returns, which takes most of its time."""
-        import faiss
-
+        """Do what ``search`` says, into scores and rows."""
         queries, coarse = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(coarse, np.float32)
         probes = np.ascontiguousarray(probes, np.int64)
         passing = None if selected is None else np.ascontiguousarray(selected)
@@ -165,7 +174,7 @@ class Lists:
             *(probes.ctypes.data, coarse.ctypes.data, probes.shape[1]),
             *(self.file.ctypes.data, self._starts.ctypes.data, self.sizes.ctypes.data, self._rows),
             *(None if passing is None else passing.ctypes.data, scores.shape[1]),
-            *(scores.ctypes.data, rows.ctypes.data, damaged.ctypes.data, faiss.omp_get_max_threads()),
+            *(scores.ctypes.data, rows.ctypes.data, damaged.ctypes.data, threads()),
         )
         if damaged[0]:
             raise self._damaged(f"it names rows that are not among its {self._rows:,}")

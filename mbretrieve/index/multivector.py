@@ -1,9 +1,9 @@
 """The index for late interaction: many vectors a window, ranked by MaxSim.
 
-While it is small every window is scored. A larger one is packed: FAISS finds the tokens nearest to each token of a
-query, the windows that these point to are ranked by what was found of them, and MaxSim over their packed tokens decides
-between the best. That order of work is PLAID's (Santhanam et al., CIKM 2022), the estimate XTR's (Lee et al., NeurIPS
-2023).
+While it is small every window is scored. A larger one is packed: inverted lists give the tokens nearest to each token
+of a query, the windows that these point to are ranked by what was found of them, and MaxSim over their packed tokens
+decides between the best. That order of work is PLAID's (Santhanam et al., CIKM 2022), the estimate XTR's (Lee et al.,
+NeurIPS 2023).
 """
 
 import warnings

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.index.kernels import KERNELS
 from mbretrieve.scoring import spacing
+from mbretrieve.scoring.native import threads
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -24,6 +24,8 @@ class ProductQuantizer:
     """Encodes by vectors (groups, entries, width), 256 entries (8-bit codes) or 16 (4-bit codes)."""
 
     def __init__(self, vectors: Floats) -> None:
+        import faiss  # here, not above: who only searches, by the kernels, does without
+
         groups, entries, width = self._shape = vectors.shape
         halves = np.square(vectors).sum(axis=2, keepdims=True) / 2
         self._table = np.concatenate([vectors, halves], axis=2, dtype=np.float32)
@@ -44,7 +46,7 @@ class ProductQuantizer:
         codes = np.empty((len(vectors), groups // 2 if entries == 16 else groups), dtype=np.uint8)
         kernel.mbretrieve_nearest_entries(
             *(self._table.ctypes.data, groups, entries, width),
-            *(vectors.ctypes.data, len(vectors), codes.ctypes.data, faiss.omp_get_max_threads()),
+            *(vectors.ctypes.data, len(vectors), codes.ctypes.data, threads()),
         )
         return codes
 

@@ -71,7 +71,7 @@ def look(query: Floats, centroids: Floats, count: int) -> tuple[Laned, NDArray[n
     numbers, largest = np.empty((len(query), count), dtype=np.int64), np.empty((len(query), count), dtype=np.float32)
     kernel.mbretrieve_look(
         *(columns.ctypes.data, *query.shape, centroids.ctypes.data, len(centroids), products.ctypes.data),
-        *(count, largest.ctypes.data, numbers.ctypes.data, _threads()),
+        *(count, largest.ctypes.data, numbers.ctypes.data, threads()),
     )
     return Laned(query, columns, products), numbers, largest
 
@@ -96,7 +96,7 @@ def native_maxsim(
     columns, out = _laned(query), np.empty(len(lengths), dtype=np.float32)
     kernel.mbretrieve_score_vectors(
         *(columns.ctypes.data, *query.shape, tokens.ctypes.data, kind),
-        *(starts.ctypes.data, lengths.ctypes.data, len(lengths), out.ctypes.data, _threads()),
+        *(starts.ctypes.data, lengths.ctypes.data, len(lengths), out.ctypes.data, threads()),
     )
     return out
 
@@ -139,7 +139,7 @@ def native_scorer(
             *(tables.ctypes.data, of_centroids.ctypes.data, least.ctypes.data, SCALES.ctypes.data),
             *(count, codes.shape[1] - 1, spaced is not None),
             *(codes.ctypes.data, assignments.ctypes.data, assignments.itemsize == 4, len(tokens.centroids)),
-            *(starts.ctypes.data, lengths.ctypes.data, len(lengths), out.ctypes.data, _threads()),
+            *(starts.ctypes.data, lengths.ctypes.data, len(lengths), out.ctypes.data, threads()),
         )
         return out
 
@@ -178,6 +178,7 @@ def _plain(array: NDArray[Any]) -> bool:
     return array.flags.c_contiguous and array.dtype.isnative
 
 
-def _threads() -> int:
+def threads() -> int:
+    """Return how many threads a kernel may take: torch's number, or one a core where torch is not there."""
     torch = sys.modules.get("torch")
     return torch.get_num_threads() if torch is not None else usable_cores()

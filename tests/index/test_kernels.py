@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbretrieve.errors import IndexFormatError
-from mbretrieve.index import MultiVectorIndex
+from mbretrieve.index import MultiVectorIndex, products
 from mbretrieve.index.products import ProductQuantizer
 
 from .packed import tiny
@@ -44,7 +44,7 @@ def test_threads_change_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     quantizer = ProductQuantizer(random.standard_normal((4, 256, 4)).astype(np.float32))
     found = []
     for threads in (1, 2, 3, 16):
-        monkeypatch.setattr("faiss.omp_get_max_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(products, "threads", lambda threads=threads: threads)
         found.append(quantizer.encode(vectors))
     for codes in found:
         np.testing.assert_array_equal(codes, found[0])
