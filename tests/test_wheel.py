@@ -22,8 +22,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_only_the_package_stands_at_the_top(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"mbretrieve"}
-    assert "mbretrieve/assets/mini-v2/model.safetensors" in names
-    assert "mbretrieve/assets/mini-v2/README.md" in names
+    assert "mbretrieve/assets/mini-v3/model.safetensors" in names
+    assert "mbretrieve/assets/mini-v3/README.md" in names
     compiled_where_they_run = {f"mbretrieve/{name}.cpp" for name in ("models/amx", "scoring/codes", "index/kernels")}
     assert compiled_where_they_run <= set(names)
     assert "mbretrieve/py.typed" in names

@@ -40,7 +40,7 @@ def encode(texts: Path, cache: Path | None) -> tuple[Floats, Floats]:
 
     with gzip.open(texts, "rt") as file:
         pairs = [json.loads(line) for line, _ in zip(file, range(DOCUMENTS), strict=False)]
-    encoder = load_encoder("dense", "mbretrieve/mini-v2")
+    encoder = load_encoder("dense", "mbretrieve/mini-v3")
     documents = np.stack(encoder.encode_documents([pair["positive"] for pair in pairs])).astype(np.float32)
     queries = np.stack(encoder.encode_queries([pair["query"] for pair in pairs[:QUERIES]])).astype(np.float32)
     if cache is not None:
@@ -131,7 +131,7 @@ def main() -> None:
     write(
         {
             **provenance("torch", "numpy", "faiss-cpu"),
-            "model": "mbretrieve/mini-v2",
+            "model": "mbretrieve/mini-v3",
             "threads": 1,
             "documents": len(documents),
             "queries": len(queries),

@@ -1,6 +1,6 @@
 """Two trainings of one model as one: the weighted mean of their weights (WiSE-FT, https://arxiv.org/abs/2109.01903).
 
-    python examples/mini/average.py --output mini/model mini/joint=0.4 mini/harder=0.6
+    python examples/mini/average.py --output mini/v2 mini/joint=0.4 mini/harder=0.6
 
 What the second was trained on since, the mean keeps nearly all of; what it unlearned elsewhere comes back. Saved in
 float16, as the bundled model is.

@@ -119,7 +119,7 @@ def command(
     \b
         mbretrieve eval --suite nanobeir --model lightonai/GTE-ModernColBERT-v1 --exact
         mbretrieve eval --suite beir --tasks SciFact --data-dir ./data --model bm25
-        mbretrieve eval compare results/bm25/beir/SciFact.json results/mini-v2-dense/beir/SciFact.json
+        mbretrieve eval compare results/bm25/beir/SciFact.json results/mini-v3-dense/beir/SciFact.json
     """
     if context.invoked_subcommand is not None:
         return None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mbretrieve.errors import ModelError
 
-BUNDLED = "mbretrieve/mini-v2"
+BUNDLED = "mbretrieve/mini-v3"
 """The name of the model inside this package, which is what no name at all means."""
 
 _ASSETS = Path(__file__).parent.parent / "assets"
@@ -30,12 +30,16 @@ def locate(name: str | Path | None, revision: str | None = None, local_files_onl
     Raises: ModelError, one line, if there is no such folder, the Hub has no such model or cannot be reached.
     """
     if name is None or name == BUNDLED:
-        return Source(_ASSETS / "mini-v2", BUNDLED, None)
+        return Source(_ASSETS / "mini-v3", BUNDLED, None)
     path = Path(name).expanduser()
     if path.is_dir():
         if revision is not None:
             raise ModelError(f"{name} is a local folder, which has no revisions: leave revision={revision!r} out")
         return Source(path, str(path.resolve()), None)
+    if str(name).startswith(BUNDLED.rstrip("0123456789")):
+        raise ModelError(
+            f"{name} came with another version of mbretrieve, this one has {BUNDLED}: index again, or install that version"
+        )
     if isinstance(name, Path) or not _is_hub_name(name):
         raise ModelError(
             f"there is no folder {name}: name a model folder, or a model of the Hugging Face Hub (owner/name)"

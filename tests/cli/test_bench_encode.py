@@ -44,7 +44,7 @@ def test_beside_its_peers(tmp_path: Path, mbretrieve: Command) -> None:
         )
         assert row["least_cosine"] > 0.999
         assert row["tokens"] >= 4 * 16
-    assert (record["model"]["name"], record["model"]["layers"]) == ("mbretrieve/mini-v2", 4)
+    assert (record["model"]["name"], record["model"]["layers"]) == ("mbretrieve/mini-v3", 4)
     assert (
         record["command"]
         == "mbretrieve bench encode --device cpu --work mixed --seconds 0.05 --batch-tokens 1024 --peers"
@@ -102,7 +102,7 @@ def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, short: Pa
     [
         (("--work", "tiny"), "work is 'tiny', expected some of 512-fixed,512-variable,8192-fixed,8192-variable,mixed"),
         (("--work", ","), "no work is named"),
-        (("--model", "mbretrieve/mini-v2", "--shapes", "base"), "expected one of them"),
+        (("--model", "mbretrieve/mini-v3", "--shapes", "base"), "expected one of them"),
         (("--model", "no/such/folder"), "there is no folder"),
         (("--device", "nonsense"), "expected a torch device"),
         (("--json", "no-such-folder/out.json"), "is no folder"),

@@ -60,14 +60,14 @@ def test_a_model_with_its_exact_twin(data: Path, tmp_path: Path, mbretrieve: Com
     arguments = ("eval", "--suite", data, "--kind", "dense", "--dtype", "float32", "--exact", "--output", tmp_path)
     done = mbretrieve(*arguments)
     assert done.status == 0, done
-    path = tmp_path / "mini-v2-dense" / "library" / "library.json"
+    path = tmp_path / "mini-v3-dense" / "library" / "library.json"
     result = read(path)
     gap = result["exact_metrics"]["ndcg@10"] - result["metrics"]["ndcg@10"]
     assert f"exact {result['exact_metrics']['ndcg@10']:.4f}, gap {gap:+.4f}" in done.err
     assert abs(gap) < 1e-3
     assert result["index"]["recall@10"] > 0.99
     model = result["provenance"]["system"]["model"]
-    assert (model["name"], model["kind"], model["document_length"]) == ("mini-v2", "dense", 512)
+    assert (model["name"], model["kind"], model["document_length"]) == ("mini-v3", "dense", 512)
     assert len(model["content_hash"]) == 32
     assert result["provenance"]["system"]["dtype"] == "float32"
     before = path.stat().st_mtime_ns
@@ -165,19 +165,19 @@ def test_a_killed_run_goes_on_and_gives_the_same(tmp_path: Path, cache: Path) ->
         return [sys.executable, "-m", "mbretrieve", *map(str, words)]
 
     with subprocess.Popen(command("killed"), env=environment, stdout=subprocess.DEVNULL) as process:
-        work = tmp_path / "killed" / "mini-v2-colbert" / "library" / ".unfinished"
+        work = tmp_path / "killed" / "mini-v3-colbert" / "library" / ".unfinished"
         deadline = time.monotonic() + 60
         while not list(work.glob("*/*/index/lock")) and time.monotonic() < deadline:
             assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.01)
         time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
-    result = tmp_path / "killed" / "mini-v2-colbert" / "library" / "library.json"
+    result = tmp_path / "killed" / "mini-v3-colbert" / "library" / "library.json"
     assert work.is_dir()
     assert not result.exists()
     for output in ("killed", "whole"):
         subprocess.run(command(output), env=environment, check=True, capture_output=True)
-    whole = read(tmp_path / "whole" / "mini-v2-colbert" / "library" / "library.json")
+    whole = read(tmp_path / "whole" / "mini-v3-colbert" / "library" / "library.json")
     for name in ("metrics", "exact_metrics", "per_query"):
         assert read(result)[name] == whole[name]
     assert not work.exists()

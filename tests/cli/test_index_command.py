@@ -131,7 +131,7 @@ def cache_name(cache: Path) -> str:
 
 def test_another_model_indexes_again_and_says_so(indexed: Path, tmp_path: Path, mbretrieve: Command) -> None:
     model = tmp_path / "model"
-    shutil.copytree(Path(package.__file__).parent / "assets/mini-v2", model)
+    shutil.copytree(Path(package.__file__).parent / "assets/mini-v3", model)
     assert encoded(mbretrieve("index", indexed, "--model", model).out) == 0, "the same weights under another name"
     head = load_file(model / "1_Dense/model.safetensors")
     save_file(

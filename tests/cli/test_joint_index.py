@@ -44,7 +44,7 @@ def test_it_is_evaluated_and_measured(tmp_path: Path, mbretrieve: Command, monke
     monkeypatch.setattr(plan, "EXACT_TOKENS", 1000)
     data, out = write_set(tmp_path / "library"), tmp_path / "out"
     assert mbretrieve("eval", "--suite", data, "--kind", "joint", "--exact", "--output", out).status == 0
-    result = json.loads((out / "mini-v2-joint" / "library" / "library.json").read_text())
+    result = json.loads((out / "mini-v3-joint" / "library" / "library.json").read_text())
     assert result["provenance"]["system"]["model"]["pooled_dim"] == 256
     assert result["metrics"]["ndcg@10"] == pytest.approx(result["exact_metrics"]["ndcg@10"], abs=0.02)
     place = tmp_path / "index"

@@ -40,7 +40,7 @@ def test_bits_are_kept_and_told(repo: Path, mbretrieve: Command, bits: int) -> N
 def test_other_bits_are_refused_and_nothing_is_lost(repo: Path, mbretrieve: Command) -> None:
     assert mbretrieve("index", repo, "--bits", 4).status == 0
     before = json.loads(mbretrieve("status", "--json").out)
-    for arguments in ((), ("--model", Path(retriever.__file__).parent / "assets" / "mini-v2")):
+    for arguments in ((), ("--model", Path(retriever.__file__).parent / "assets" / "mini-v3")):
         error = one_line(mbretrieve("index", repo, "--bits", 2, *arguments))
         assert "has 4 bits a dimension, not 2 bits: leave --bits out" in error
     assert json.loads(mbretrieve("status", "--json").out) == before

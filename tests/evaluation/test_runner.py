@@ -273,9 +273,9 @@ def test_lengths_are_the_tasks_where_the_model_allows_them(task: Task, tmp_path:
 
 def test_a_second_stage_of_our_own_over_words(task: Task, tmp_path: Path) -> None:
     model, task = load("colbert"), replace(task, depth=4)
-    stages = searchers.RerankingSystem(searchers.Bm25System(), model, {"name": "mbretrieve/mini-v2"})
+    stages = searchers.RerankingSystem(searchers.Bm25System(), model, {"name": "mbretrieve/mini-v3"})
     result = run(task, stages, tmp_path, exact=True)
-    assert result.model == "bm25+mini-v2"
+    assert result.model == "bm25+mini-v3"
     alone = run(task, searchers.Bm25System(), tmp_path)
     assert result.metrics["ndcg@10"] > alone.metrics["ndcg@10"]
     assert result.metrics["recall@10"] == alone.metrics["recall@10"], "the same documents in another order"
@@ -287,7 +287,7 @@ def test_a_cross_encoder(tmp_path: Path, task: Task) -> None:
     from sentence_transformers import CrossEncoder as Library
     from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
-    assets = Path(retriever.__file__).parent / "assets" / "mini-v2"
+    assets = Path(retriever.__file__).parent / "assets" / "mini-v3"
     torch.manual_seed(0)
     config = ModernBertConfig.from_pretrained(assets, num_labels=1, num_hidden_layers=1, layer_types=["full_attention"])
     ModernBertForSequenceClassification(config).save_pretrained(tmp_path / "model")
@@ -365,7 +365,7 @@ def test_what_is_left_of_another_corpus_is_not_gone_on_with(
         run(grown, searchers.EncoderSystem(Interrupting(3), "dense"), tmp_path / "out")
     result = run(task, searchers.EncoderSystem(load, "dense"), tmp_path / "out")
     assert result.index["documents"] == len(lines)
-    assert result == read_result(tmp_path / "out" / "mini-v2-dense" / "made" / "library.json")
+    assert result == read_result(tmp_path / "out" / "mini-v3-dense" / "made" / "library.json")
 
 
 def test_a_document_that_an_index_refuses_is_a_failure_with_its_id(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_they_are_what_mteb_takes_them_for() -> None:
     assert not isinstance(colbert, EncoderProtocol)
     assert isinstance(dense, EncoderProtocol)
     assert dense.mteb_model_meta is not None
-    assert dense.mteb_model_meta.name == "mbretrieve/mini-v2"
+    assert dense.mteb_model_meta.name == "mbretrieve/mini-v3"
     assert len(dense.mteb_model_meta.revision or "") == 32
 
 

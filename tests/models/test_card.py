@@ -168,7 +168,7 @@ def test_the_card_stays_with_the_model_it_describes(tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_keeps_its_card(tmp_path: Path) -> None:
-    assert "mini, v2" in saved(ColBERT.from_pretrained(dtype="float32"), tmp_path / "saved")
+    assert "mini, v3" in saved(ColBERT.from_pretrained(dtype="float32"), tmp_path / "saved")
 
 
 WORDS = st.text(max_size=40)

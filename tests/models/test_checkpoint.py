@@ -290,6 +290,11 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "saved", layout="onnx")
 
 
+def test_a_model_that_another_version_brought_is_named() -> None:
+    with pytest.raises(ModelError, match=r"mbretrieve/mini-v1 came with another version of mbretrieve.*index again"):
+        ColBERT.from_pretrained("mbretrieve/mini-v1")
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "/nowhere/at/all", "~/nowhere", "a--b/c", Path("nowhere")])
 def test_a_path_that_is_not_there_is_no_name_of_the_hub(name: str | Path) -> None:
     with pytest.raises(ModelError, match="there is no folder"):

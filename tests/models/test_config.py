@@ -168,7 +168,7 @@ def test_irregular_layers_have_no_spelling_in_four() -> None:
 
 
 def test_the_bundled_config_is_kept_whole() -> None:
-    bundled = json.loads((files("mbretrieve") / "assets" / "mini-v2" / "config.json").read_text("utf-8"))
+    bundled = json.loads((files("mbretrieve") / "assets" / "mini-v3" / "config.json").read_text("utf-8"))
     config = ModernBertConfig.from_dict(bundled)
     assert (config.norm_eps, config.head_dim, config.half_window) == (1.0, 64, 64)
     assert bundled.items() <= config.to_dict().items()

@@ -121,7 +121,7 @@ def test_bfloat16_keeps_the_direction_of_every_token(name: str) -> None:
 
 @torch.no_grad()
 def test_agrees_on_the_bundled_weights() -> None:
-    folder = Path(str(files("mbretrieve") / "assets" / "mini-v2"))
+    folder = Path(str(files("mbretrieve") / "assets" / "mini-v3"))
     oracle = ModernBertModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).eval()
     state = load_file(folder / "model.safetensors")
     config = ModernBertConfig.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
