@@ -38,7 +38,7 @@ def locate(name: str | Path | None, revision: str | None = None, local_files_onl
         return Source(path, str(path.resolve()), None)
     if str(name).startswith(BUNDLED.rstrip("0123456789")):
         raise ModelError(
-            f"{name} came with another version of mbretrieve, this one has {BUNDLED}: index again, or install that version"
+            f"{name} came with another version of mbretrieve, this one has {BUNDLED}: index again, or install that one"
         )
     if isinstance(name, Path) or not _is_hub_name(name):
         raise ModelError(
