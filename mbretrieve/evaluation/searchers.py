@@ -6,7 +6,7 @@ Each is a `runner.System`: it is told a task and its corpus and makes a `Searche
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -273,6 +273,31 @@ class _ExactIndex:
         corpus = [document for document in self._corpus if document.id in named]
         head: Head = "dense" if self._retriever.identity.kind == "dense" else "colbert"
         return self._ranked(head, queries, corpus, max(1, *map(len, ids)), list(map(set, ids)))
+
+    def search_both(
+        self,
+        queries: Sequence[FloatArray | JointVectors],
+        texts: Sequence[str],
+        k: int,
+        join: Callable[[Mapping[str, float], Mapping[str, float]], Mapping[str, float]],
+        *,
+        depth: int,
+        where: Where | None = None,
+        ids: Collection[str] | None = None,
+        effort: Effort | None = None,
+    ) -> list[list[Match]]:
+        """Join, as the index does, what is exact with what it finds by words."""
+        results = []
+        nearest = self.search(queries, depth, where=where, ids=ids, effort=effort)
+        words = self._retriever.index.lexical(texts, depth)
+        also = [{match.id for match in matches[: max(1, depth // 2)]} for matches in words]
+        scored = self.score(queries, also)
+        for by_meaning, by_words, others in zip(nearest, words, scored, strict=True):
+            meaning = {match.id: match.score for match in [*others, *by_meaning]}
+            joined = join(meaning, {match.id: match.score for match in by_words if match.id in meaning})
+            best = sorted(joined.items(), key=lambda one: (-one[1], one[0]))[:k]
+            results.append([Match(id, score, -1, (0, 0)) for id, score in best])
+        return results
 
     def _ranked(
         self,

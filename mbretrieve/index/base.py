@@ -237,7 +237,8 @@ class VectorIndex(ABC, Generic[Query]):
         scores by meaning and by words; equal scores by id.
 
         Joined are the best ``depth`` by meaning and the best half as many by words, each with its score by meaning, and
-        the one by words if it has any. A match spans the window that is best by meaning. For the rest: ``search``.
+        the one by words if it is among the best ``depth`` by these. A match spans the window that is best by meaning.
+        For the rest: ``search``.
         """
         _check_k(k)
         checked = self._queries(queries)
@@ -249,6 +250,8 @@ class VectorIndex(ABC, Generic[Query]):
         ranked: list[list[Ranked]] = []
         for query, text in zip(checked, texts, strict=True):
             worded, scores = search_contents(catalogue, text, depth, passed)
+            best = best_of(scores, depth)
+            worded, scores = worded[best], scores[best]
             also = worded[best_of(scores, max(1, depth // 2))]
             [found] = self._candidates(view, [query], positions, depth, effort, view.positions(also))
             by = view.by_content(found)

@@ -29,12 +29,15 @@ def weighted_sum(semantic: Mapping[Key, float], lexical: Mapping[Key, float], we
 def reciprocal_rank_fusion(
     semantic: Mapping[Key, float], lexical: Mapping[Key, float], weight: float, *, k: int = 60
 ) -> dict[Key, float]:
-    """Add ``1 / (k + rank by meaning) + weight / (k + rank by words)``, with ranks from 1, equal scores ranked by key.
+    """Add ``1 / (k + rank by meaning) + weight / (k + rank by words)``, with ranks from 1, which equal scores share.
 
     Cormack, Clarke and Büttcher, SIGIR 2009, where k is 60. A document missing from a ranking gets nothing from it.
     """
     joined: dict[Key, float] = dict.fromkeys(chain(semantic, lexical), 0.0)
     for scores, factor in ((semantic, 1.0), (lexical, weight)):
-        for rank, id in enumerate(sorted(scores, key=lambda id: (-scores[id], id)), start=1):
-            joined[id] += factor / (k + rank)
+        ranks: dict[float, int] = {}
+        for rank, score in enumerate(sorted(scores.values(), reverse=True), start=1):
+            ranks.setdefault(score, rank)
+        for id, score in scores.items():
+            joined[id] += factor / (k + ranks[score])
     return joined

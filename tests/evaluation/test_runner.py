@@ -246,7 +246,7 @@ def test_a_packed_index_is_held_against_the_model_s_vectors(
     assert result.provenance["system"]["bits"] == 1
     assert wanted.provenance["system"]["bits"] == 2
     assert result.metrics != wanted.metrics, "one bit a dimension is not enough"
-    assert result.index["recall@10"] < 1
+    assert result.index["recall@10"] < 1 or mode == "hybrid"  # of so few documents words find the rest
     assert result.exact_metrics == wanted.exact_metrics
     assert result.index["bytes"] < wanted.index["bytes"], "packed vectors"
     assert result.index["catalogue_bytes"] > 0

@@ -17,8 +17,8 @@ def test_weighted_sum_of_nothing_or_zeros() -> None:
 
 
 def test_reciprocal_ranks_are_added() -> None:
-    joined = reciprocal_rank_fusion({"a": 3.0, "b": 2.0}, {"b": 9.0, "c": 9.0}, weight=0.5)
-    assert joined == pytest.approx({"a": 1 / 61, "b": 1 / 62 + 0.5 / 61, "c": 0.5 / 62})
+    joined = reciprocal_rank_fusion({"a": 3.0, "b": 2.0}, {"b": 9.0, "c": 9.0, "d": 1.0}, weight=0.5)
+    assert joined == pytest.approx({"a": 1 / 61, "b": 1 / 62 + 0.5 / 61, "c": 0.5 / 61, "d": 0.5 / 63})
 
 
 def test_reciprocal_ranks_of_nothing() -> None:
