@@ -118,13 +118,15 @@ class MultiVectorIndex(VectorIndex[Floats]):
         ends = np.cumsum([0] + [len(query) for query in queries])
         parts: list[tuple[Floats, Integers]] = []
         looks: dict[int, list[_Look]] = {}  # by codebook, which segments share: each query's
+        asked: dict[int, tuple[NDArray[Any], ...]] = {}  # and of all queries end to end, what lists are searched by
         for number, segment in enumerate(view.segments):
             if not isinstance(segment, PackedSegment):
                 continue
             book = segment.codebook
             if id(book) not in looks:
-                looks[id(book)] = _looks(book, queries, effort.probes)
-            rotated, probes, coarse = map(np.concatenate, zip(*(look[:3] for look in looks[id(book)]), strict=True))
+                looks[id(book)] = of_book = _looks(book, queries, effort.probes)
+                asked[id(book)] = tuple(map(np.concatenate, zip(*(look[:3] for look in of_book), strict=True)))
+            rotated, probes, coarse = asked[id(book)]
             segment.check_lists(distinct(probes))
             mask = None if selected is None else selected[number]
             scores, rows = segment.lists.search(rotated, probes, coarse, effort.tokens, mask)
@@ -133,7 +135,7 @@ class MultiVectorIndex(VectorIndex[Floats]):
         found = []
         for query, (first, last) in enumerate(pairwise(ends)):
             ranked, estimates = candidates(scores[first:last], at[first:last], effort.rescore)
-            score = _scorer(view, {key: of_book[query] for key, of_book in looks.items()})
+            score = _scorer(view, {key: seen[query] for key, seen in looks.items()})
             one = _rescored(view, ranked, estimates, effort.sure, score)
             is_all = len(one.positions) == len(ranked) < effort.rescore
             missing = one.without(None if also is None else view.by_packing(also)[0])
