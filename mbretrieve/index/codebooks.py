@@ -206,11 +206,12 @@ def _train_coarse(fitting: Floats, coding: Floats, lists: int, random: np.random
     from mbretrieve.index.kmeans import nearest, train_centroids
 
     centroids = train_centroids(fitting, lists, CENTROID_ITERATIONS, random)
-    unrotated: Floats = coding - centroids[nearest(coding, centroids)]
-    rotation = _rotation(unrotated)
-    left = unrotated @ rotation
+    rotation = _rotation(coding - centroids[nearest(coding, centroids)])
+    coding, centroids = coding @ rotation, centroids @ rotation
+    # Anew, as tokens will be assigned: of two centroids almost equally near, rounding may have chosen the other.
+    left: Floats = coding - centroids[nearest(coding, centroids)]
     products = train_products(left, PRODUCT_WIDTH, 16, random)
-    return Coarse(rotation=rotation, centroids=centroids @ rotation, products=products), left
+    return Coarse(rotation=rotation, centroids=centroids, products=products), left
 
 
 def assignment_dtype(lists: int) -> type[np.uint16] | type[np.uint32]:

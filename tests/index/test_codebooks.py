@@ -167,6 +167,14 @@ def test_few_different_tokens_are_kept_exactly_however_often_they_come(bits: int
     np.testing.assert_allclose(compressed(train_codebook(rows, 1, bits), rows)[0], rows, atol=0.004)
 
 
+def test_few_tokens_are_kept_exactly_where_two_centroids_are_almost_equally_near() -> None:
+    grid = np.array([(x, y) for x in range(-3, 4) for y in range(-3, 4)], dtype=np.float32)
+    for seed in range(100):  # assigned but once, as before they are rotated, some of these lose one
+        again = np.random.default_rng(seed).integers(0, len(grid), 30)
+        sample = np.concatenate([grid, grid[again]])
+        np.testing.assert_allclose(compressed(train_codebook(sample, 12, 2, seed), sample)[0], sample, atol=0.02)
+
+
 def test_no_tokens_are_compressed_to_none(trained: dict[int, Codebook]) -> None:
     rows, error = compressed(trained[2], np.empty((0, 48), dtype=np.float32))
     assert rows.shape == (0, 48)
