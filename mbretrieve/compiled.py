@@ -22,6 +22,7 @@ POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctype
 COMPILERS = ("c++", "g++", "clang++")
 MANY = 32  # times that a process has wanted a kernel which is taken to be there to stay
 _ALWAYS = ("-std=c++17", "-shared", "-fPIC", "-pthread")
+_SHARED = "team.h"  # what sources may include
 
 
 class Compiled:
@@ -95,7 +96,9 @@ class Compiled:
         return cache_folder / "kernels" / f"{self._name}-{digest}.so"
 
     def _source(self) -> bytes:
-        return (files(self._package) / f"{self._name}.cpp").read_bytes()
+        """Return the source, with what it includes of ours in its place: one file to compile, and to tell apart."""
+        source, shared = files(self._package) / f"{self._name}.cpp", files("mbretrieve") / _SHARED
+        return source.read_bytes().replace(f'#include "{_SHARED}"'.encode(), shared.read_bytes())
 
     def _build(self) -> bool:
         """Compile, unless that was done; False, without a word, where it cannot be or has been in vain."""

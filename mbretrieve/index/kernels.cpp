@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <limits>
-#include <thread>
 #include <utility>
 #include <vector>
 #if defined(__SSSE3__)
@@ -13,30 +11,9 @@
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+#include "team.h"
 
 namespace {
-
-// Call `run(first, last)` for parts of `n` things, each a multiple of `step`, as many at once as `team` says.
-template <class Run>
-void in_parts(int64_t n, int64_t step, int64_t team, const Run &run) {
-    std::vector<std::thread> others;
-    int64_t first = 0;
-    for (int64_t part = 1; part < team; part++) {
-        const int64_t last = n * part / team / step * step;
-        try {
-            others.emplace_back(run, first, last);
-        } catch (const std::exception &) {  // no more threads or memory are to be had: the caller does it all
-            break;
-        }
-        first = last;
-    }
-    run(first, n);
-    for (auto &other : others) other.join();
-}
-
-int64_t team_for(int64_t work, int64_t share, int threads) {
-    return std::max<int64_t>(1, std::min<int64_t>(threads, work / share));
-}
 
 // ---- The nearest entries: 32 vectors at a time, a lane each, so that an entry is read once for all of them.
 

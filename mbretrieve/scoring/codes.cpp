@@ -4,15 +4,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <functional>
 #include <limits>
-#include <thread>
 #include <utility>
 #include <vector>
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
+#include "team.h"
 
 namespace {
 
@@ -21,29 +20,6 @@ constexpr int AT_ONCE = 8;  // tokens whose sums are kept in registers together
 constexpr int GROUP = 128;  // codes that are made numbers together
 constexpr int64_t SHARE = 1 << 13;  // tokens that are worth a thread, compressed
 constexpr int64_t PRODUCTS_SHARE = 1 << 20;  // numbers multiplied by 16 query tokens that are worth a thread
-
-// Call `run(first, last)` for parts of `n` things, `team` of them at once; `stop(part, first)` says where a part ends.
-template <class Stop, class Run>
-void in_parts_to(int64_t n, int64_t team, const Stop &stop, const Run &run) {
-    std::vector<std::thread> others;
-    int64_t first = 0;
-    for (int64_t part = 1; part < team; part++) {
-        const int64_t last = stop(part, first);
-        try {
-            others.emplace_back(run, first, last);
-        } catch (const std::exception &) {  // no more threads or memory are to be had: the caller does it all
-            break;
-        }
-        first = last;
-    }
-    run(first, n);
-    for (auto &other : others) other.join();
-}
-
-template <class Run>
-void in_parts(int64_t n, int64_t step, int64_t team, const Run &run) {
-    in_parts_to(n, team, [&](int64_t part, int64_t) { return n * part / team / step * step; }, run);
-}
 
 // The parts are documents that have about as many tokens.
 template <class Run>
@@ -280,7 +256,7 @@ extern "C" void mbretrieve_score_vectors(const float *columns, int tokens, int d
     int64_t total = 0;
     for (int64_t d = 0; d < documents; d++) total += lengths[d];
     const int64_t work = total * dim * ((tokens + LANES - 1) / LANES);
-    const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, work / PRODUCTS_SHARE));
+    const int64_t team = team_for(work, PRODUCTS_SHARE, threads);
     by_tokens(lengths, documents, total, team, [&](int64_t first, int64_t last) {
         std::vector<float> room(size_t(AT_ONCE) * dim);
         std::vector<Lanes> most;
@@ -294,7 +270,7 @@ extern "C" void mbretrieve_score_vectors(const float *columns, int tokens, int d
 extern "C" void mbretrieve_look(const float *columns, int tokens, int dim, const float *centroids, int64_t n, float *out,
                                 int count, float *scores, int64_t *numbers, int threads) {
     std::vector<Lanes> greatest((n + LANES - 1) / LANES);
-    const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, n * dim / PRODUCTS_SHARE));
+    const int64_t team = team_for(n * dim, PRODUCTS_SHARE, threads);
     for (int begin = 0; begin < tokens; begin += LANES) {
         Lanes *products = reinterpret_cast<Lanes *>(out);
         in_parts(n, LANES, team, [&](int64_t first, int64_t last) {
@@ -346,5 +322,5 @@ extern "C" void mbretrieve_score_codes(const float *tables, const float *coarse,
     };
     int64_t total = 0;
     for (int64_t d = 0; d < documents; d++) total += lengths[d];
-    by_tokens(lengths, documents, total, std::max<int64_t>(1, std::min<int64_t>(threads, total / SHARE)), run);
+    by_tokens(lengths, documents, total, team_for(total, SHARE, threads), run);
 }
