@@ -17,7 +17,8 @@ def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDA
     rounded to 8 bits, so that of centroids almost equally near the second nearest may be returned; elsewhere float32.
     """
     out = np.empty(len(vectors), dtype=np.int32)
-    rows = min(BLOCK_ROWS, max(64, BLOCK_PRODUCTS // len(centroids)), max(1, len(vectors)))
+    fewest = 1 << (len(vectors) - 1).bit_length() if len(vectors) else 1
+    rows = min(BLOCK_ROWS, max(64, BLOCK_PRODUCTS // len(centroids)), fewest)
     columns = _Columns(centroids, rows)
     for first in range(0, len(vectors), rows):
         out[first : first + rows] = columns.nearest(torch.from_numpy(vectors[first : first + rows]))
@@ -45,7 +46,10 @@ def train_centroids(
 
 class _Columns:
     """Centroids laid out as the columns of a matrix product, with ``-|c|^2 / 2`` as one more row; up to ``rows``
-    vectors at a time, in memory used again, are multiplied by them."""
+    vectors at a time, in memory used again, are multiplied by them.
+
+    It is always a product of ``rows`` rows: oneDNN keeps a kernel of about 1 MiB for each of the last thousand shapes.
+    """
 
     def __init__(self, centroids: NDArray[np.float32], rows: int) -> None:
         self._narrow = _multiplies_bfloat16()
@@ -66,11 +70,10 @@ class _Columns:
     def nearest(self, vectors: torch.Tensor) -> NDArray[np.int64]:
         if not self._narrow:
             return self._by_float32(vectors)
-        rows, products = self._rows[: len(vectors)], self._products[: len(vectors)]
-        rows[:, :-2] = vectors
-        torch.mm(rows, self._columns, out=products)
+        self._rows[: len(vectors), :-2] = vectors
+        torch.mm(self._rows, self._columns, out=self._products)
         # Not negative, bfloat16 are ordered as their bits are, and the maximum of int16 takes a sixth of the time.
-        bits: NDArray[np.int16] = products.view(torch.int16).numpy()
+        bits: NDArray[np.int16] = self._products[: len(vectors)].view(torch.int16).numpy()
         best: NDArray[np.int64] = bits.argmax(axis=1)
         negative = bits[np.arange(len(bits)), best] < 0
         if negative.any():  # of these bits the largest mean the least of numbers

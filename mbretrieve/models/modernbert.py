@@ -16,6 +16,7 @@ from mbretrieve.errors import ModelError
 from mbretrieve.models import amx, fused, int8
 from mbretrieve.models.attention import PackedBatch, attend
 from mbretrieve.models.config import SLIDING, ModernBertConfig
+from mbretrieve.models.packing import filling
 
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 _ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
@@ -231,6 +232,17 @@ class ModernBert(nn.Module):
         counts: list[int] = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
         if sum(counts) != len(input_ids):
             raise ValueError(f"lengths sum to {sum(counts)}, expected the stream's {len(input_ids)} tokens")
+        tokens, more = len(input_ids), 0
+        if input_ids.device.type == "cpu" and not torch.is_grad_enabled() and tokens:
+            more = filling(tokens)
+        if more:  # texts of the filling are no longer than the others, to which attention may bring all
+            input_ids = F.pad(input_ids, (0, more))
+            attended = None if attended is None else F.pad(attended, (0, more), value=True)
+            longest = max(counts)
+            counts = counts + [longest] * (more // longest) + [more % longest] * (more % longest > 0)
+        return self._encode(input_ids, counts, attended)[:tokens]
+
+    def _encode(self, input_ids: Tensor, counts: list[int], attended: Tensor | None) -> Tensor:
         x: Tensor = self.embeddings(input_ids).to(self.stream_dtype)
         dtype = _matmul_dtype(x)
         batch = PackedBatch(counts, device=x.device, dtype=dtype, attended=attended)

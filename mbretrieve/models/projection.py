@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mbretrieve.errors import ModelError
 from mbretrieve.models.dense_module import ACTIVATIONS
+from mbretrieve.models.packing import filling
 from mbretrieve.models.settings import DenseLayer
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in ACTIVATIONS}
@@ -34,7 +36,19 @@ class Layer(nn.Module):
         return DenseLayer(self.linear.weight, self.linear.bias, self.activation_name, self.use_residual, residual)
 
 
-def projection(layers: Sequence[DenseLayer], width: int) -> nn.Sequential:
+class Projection(nn.Sequential):
+    """A stack of layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project each row: (T, in) -> (T, out)."""
+        rows = len(x)
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            x = nn.functional.pad(x, (0, 0, 0, filling(rows)))
+        out: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return out[:rows]
+
+
+def projection(layers: Sequence[DenseLayer], width: int) -> Projection:
     """Stack layers on rows of ``width`` numbers. Raises: ModelError if one does not take what the one before gives."""
     for number, layer in enumerate(layers, 1):
         if layer.weight.shape[1] != width:
@@ -42,7 +56,7 @@ def projection(layers: Sequence[DenseLayer], width: int) -> nn.Sequential:
                 f"projection layer {number} takes rows of {layer.weight.shape[1]}, but is given rows of {width}"
             )
         width = layer.weight.shape[0]
-    return nn.Sequential(*(Layer(layer) for layer in layers))
+    return Projection(*(Layer(layer) for layer in layers))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

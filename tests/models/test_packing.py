@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mbretrieve.errors import ModelError
 from mbretrieve.models.device import default_device, default_dtype, resolve_device, resolve_dtype
-from mbretrieve.models.packing import pack
+from mbretrieve.models.packing import filling, pack
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
 
@@ -62,3 +62,11 @@ def test_dtypes() -> None:
     for wrong in ("int8", torch.int8, ""):
         with pytest.raises(ModelError, match="dtype"):
             resolve_dtype(wrong, cpu)
+
+
+@given(st.integers(0, 20_000))
+def test_a_matrix_is_filled_to_one_of_few_lengths(rows: int) -> None:
+    filled = rows + filling(rows)
+    assert filled % 16 == 0
+    assert rows <= filled < rows + (64 if rows > 512 else 16)
+    assert filling(filled) == 0
