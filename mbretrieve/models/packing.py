@@ -30,6 +30,6 @@ def filling(rows: int) -> int:
     """Return how many rows more a matrix of so many is to have on a CPU.
 
     oneDNN makes a kernel for each shape of a matrix, and keeps the last thousand of them: so texts packed as they came
-    took a tenth more time, and more memory with each batch.
+    took a tenth more time, and more memory with each batch. A single question is left as it is.
     """
-    return -rows % (64 if rows > 512 else 16)
+    return 0 if rows <= 64 else -rows % (16 if rows <= 512 else 64)
