@@ -90,7 +90,7 @@ namespace {
 
 constexpr int BLOCK = 32;
 constexpr int BINS = 4096;  // of sums
-constexpr int64_t CODES_SHARE = 1 << 17;  // to be scanned, that are worth a thread
+constexpr int64_t CODES_SHARE = 1 << 18;  // to be scanned, that are worth a thread
 
 typedef uint8_t Bytes __attribute__((vector_size(64)));
 typedef uint16_t Sums __attribute__((vector_size(64)));

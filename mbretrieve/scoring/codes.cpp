@@ -18,7 +18,7 @@ namespace {
 constexpr int LANES = 16;
 constexpr int AT_ONCE = 8;  // tokens whose sums are kept in registers together
 constexpr int GROUP = 128;  // codes that are made numbers together
-constexpr int64_t SHARE = 1 << 13;  // tokens that are worth a thread, compressed
+constexpr int64_t SHARE = 1 << 15;  // tokens that are worth a thread, compressed
 constexpr int64_t PRODUCTS_SHARE = 1 << 20;  // numbers multiplied by 16 query tokens that are worth a thread
 
 // The parts are documents that have about as many tokens.
