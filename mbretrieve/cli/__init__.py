@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported. Threads that spin while they wait for each other lose a core's whole time slice whenever
     # another program has the core: beside one busy program a core, encoding runs many times faster if they sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # oneDNN keeps as many kernels, by default 1024, of up to a MiB each: training has new shapes with every step.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _say(warnings.showwarning)
