@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 
 from mbretrieve.compiled import COMPILERS
 from mbretrieve.scoring import CompressedTokens, maxsim_codes, maxsim_compressed, maxsim_ragged_batch, native, search
+from tests.processors import PROCESSORS, built_for
 
 LAYOUTS = [(8, 1), (4, 1), (4, 2), (1, 1)]  # width of a code, codes a group
 
 
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="module", params=PROCESSORS)
+def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Build the kernel in a new folder."""
     with pytest.MonkeyPatch.context() as patch:
+        built_for(patch, native.KERNEL, request.param)
         patch.setenv("MBRETRIEVE_CACHE", str(tmp_path_factory.mktemp("kernels")))
         patch.delenv("MBRETRIEVE_COMPILE", raising=False)
         native.KERNEL.forget()

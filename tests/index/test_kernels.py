@@ -14,7 +14,7 @@ from mbretrieve.index.products import ProductQuantizer
 from .packed import tiny
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
@@ -37,7 +37,7 @@ def test_each_part_of_a_vector_gets_the_entry_that_is_nearest(
     np.testing.assert_allclose(chosen, apart.min(axis=2), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 def test_threads_change_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((20_011, 16)).astype(np.float32)
@@ -50,7 +50,7 @@ def test_threads_change_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(codes, found[0])
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30, 3e38])
 def test_numbers_beyond_measure_are_an_answer_or_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float

@@ -95,8 +95,8 @@ def test_every_byte_is_that_of_faiss(
     assert stops[-1] == len(lists.file)
 
 
-@pytest.mark.parametrize("kernels", [False], indirect=True)
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("every_kernel", [None], indirect=True)
+@pytest.mark.usefixtures("every_kernel")
 @pytest.mark.parametrize("k", [2, 7, 20, 21, 300])
 @pytest.mark.parametrize("filtered", [False, True])
 def test_answers_are_those_of_faiss(original: Any, tmp_path: Path, k: int, filtered: bool) -> None:
@@ -123,7 +123,7 @@ def best_first(found: tuple[Any, Any]) -> tuple[Any, Any]:
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_search_finds_the_best_of_what_it_probes(tmp_path: Path, data: st.DataObject) -> None:
@@ -180,7 +180,7 @@ def test_any_search_finds_the_best_of_what_it_probes(tmp_path: Path, data: st.Da
         assert selected[rows[i][rows[i] >= 0]].all()
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 def test_the_best_token_of_all_is_not_carried_past_sixteen_bits(tmp_path: Path) -> None:
     """Coarse scores far apart leave a table half a step each; rounded up, 32 of them pass what 16 bits hold."""
     products = np.zeros((32, 16, 1), np.float32)
@@ -287,7 +287,7 @@ def test_damage_is_named_never_a_crash(tmp_path: Path, damage: str) -> None:
         tokens.open(path)
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 @pytest.mark.parametrize("row", [ROWS, 1 << 62, -2])
 def test_a_row_that_is_not_there_is_named(tmp_path: Path, row: int) -> None:
     tokens = random_tokens(3)._replace(rows=np.full(3000, row))
@@ -301,7 +301,7 @@ def test_a_row_that_is_not_there_is_named(tmp_path: Path, row: int) -> None:
     assert (lists.search(*query, k=5, selected=np.ones(ROWS, bool))[1] == -1).all()
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 def test_what_a_programmer_gets_wrong(tmp_path: Path) -> None:
     lists = random_tokens(4).write(tmp_path / "lists")
     queries, probes, coarse = np.ones((2, 8), np.float32), np.zeros((2, 3), np.int64), np.zeros((2, 3), np.float32)
@@ -321,7 +321,7 @@ def test_what_a_programmer_gets_wrong(tmp_path: Path) -> None:
         merge_lists(tmp_path / "merged", [lists, other], [np.arange(ROWS)] * 2, 1 << 20)
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("every_kernel")
 def test_threads_share_one_file_even_after_it_was_removed(tmp_path: Path) -> None:
     tokens = random_tokens(5, 20_000)
     lists = tokens.write(tmp_path / "lists")
