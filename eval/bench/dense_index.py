@@ -22,6 +22,7 @@ from machine import provenance, write
 from numpy.typing import NDArray
 
 from mbretrieve.index import DenseIndex, Entry, plan
+from mbretrieve.models.source import BUNDLED
 
 Floats = NDArray[np.float32]
 
@@ -40,7 +41,7 @@ def encode(texts: Path, cache: Path | None) -> tuple[Floats, Floats]:
 
     with gzip.open(texts, "rt") as file:
         pairs = [json.loads(line) for line, _ in zip(file, range(DOCUMENTS), strict=False)]
-    encoder = load_encoder("dense", "mbretrieve/mini-v3")
+    encoder = load_encoder("dense", BUNDLED)
     documents = np.stack(encoder.encode_documents([pair["positive"] for pair in pairs])).astype(np.float32)
     queries = np.stack(encoder.encode_queries([pair["query"] for pair in pairs[:QUERIES]])).astype(np.float32)
     if cache is not None:
@@ -131,7 +132,7 @@ def main() -> None:
     write(
         {
             **provenance("torch", "numpy", "faiss-cpu"),
-            "model": "mbretrieve/mini-v3",
+            "model": BUNDLED,
             "threads": 1,
             "documents": len(documents),
             "queries": len(queries),

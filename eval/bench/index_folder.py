@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,16 @@ def timed(command: list[str]) -> float:
 
 def said(command: list[str]) -> float:
     return float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def p50_ms(search: Callable[[list[Any]], Any], queries: Iterable[Any]) -> float:
+    """Time a search for each query, one after the other."""
+    times = []
+    for query in queries:
+        start = time.perf_counter()
+        search([query])
+        times.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(times), 1)
 
 
 def main() -> None:
@@ -138,18 +150,9 @@ def searched(index: str) -> dict[str, Any]:
         for mode in ("hybrid", "semantic", "lexical"):
             for question in QUESTIONS:  # what is read for the first time is checked
                 retriever.search([question], mode=mode)
-            times = []
-            for question in QUESTIONS * 3:
-                start = time.perf_counter()
-                retriever.search([question], mode=mode)
-                times.append(1000 * (time.perf_counter() - start))
-            warm[mode] = round(statistics.median(times), 1)
-        times = []
-        for query in retriever.model.encode_queries(QUESTIONS * 3):
-            start = time.perf_counter()
-            retriever.index.search([query], 10)
-            times.append(1000 * (time.perf_counter() - start))
-        warm["semantic, of the index alone"] = round(statistics.median(times), 1)
+            warm[mode] = p50_ms(partial(retriever.search, mode=mode), QUESTIONS * 3)
+        queries = retriever.model.encode_queries(QUESTIONS * 3)
+        warm["semantic, of the index alone"] = p50_ms(partial(retriever.index.search, k=10), queries)
     return {
         "seconds_cold_search": round(statistics.median(cold), 3),
         "seconds_of_its_imports": round(statistics.median(imports), 3),

@@ -17,8 +17,8 @@ def nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDA
     rounded to 8 bits, so that of centroids almost equally near the second nearest may be returned; elsewhere float32.
     """
     out = np.empty(len(vectors), dtype=np.int32)
-    fewest = 1 << (len(vectors) - 1).bit_length() if len(vectors) else 1
-    rows = min(BLOCK_ROWS, max(64, BLOCK_PRODUCTS // len(centroids)), fewest)
+    enough = 1 << max(0, len(vectors) - 1).bit_length()  # a power of two, so that there are few shapes
+    rows = min(BLOCK_ROWS, max(64, BLOCK_PRODUCTS // len(centroids)), enough)
     columns = _Columns(centroids, rows)
     for first in range(0, len(vectors), rows):
         out[first : first + rows] = columns.nearest(torch.from_numpy(vectors[first : first + rows]))

@@ -232,10 +232,9 @@ class ModernBert(nn.Module):
         counts: list[int] = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
         if sum(counts) != len(input_ids):
             raise ValueError(f"lengths sum to {sum(counts)}, expected the stream's {len(input_ids)} tokens")
-        tokens, more = len(input_ids), 0
-        if input_ids.device.type == "cpu" and not torch.is_grad_enabled() and tokens:
-            more = filling(tokens)
-        if more:  # texts of the filling are no longer than the others, to which attention may bring all
+        tokens = len(input_ids)
+        if more := filling(input_ids):
+            # By texts no longer than the others: attention may bring all to the longest.
             input_ids = F.pad(input_ids, (0, more))
             attended = None if attended is None else F.pad(attended, (0, more), value=True)
             longest = max(counts)

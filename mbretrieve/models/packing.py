@@ -1,6 +1,9 @@
-"""Greedy token-budget batches: which texts travel together through the backbone."""
+"""Greedy token-budget batches: which texts travel together through the backbone, and what fills them up."""
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -26,10 +29,11 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def filling(rows: int) -> int:
-    """Return how many rows more a matrix of so many is to have on a CPU.
+def filling(x: Tensor) -> int:
+    """Return how many rows more (rows, ...) is to have before it is multiplied on a CPU; none where gradients are kept.
 
     oneDNN makes a kernel for each shape of a matrix, and keeps the last thousand of them: so texts packed as they came
     took a tenth more time, and more memory with each batch. A single question is left as it is.
     """
+    rows = len(x) if x.device.type == "cpu" and not torch.is_grad_enabled() else 0
     return 0 if rows <= 64 else -rows % (16 if rows <= 512 else 64)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mbretrieve.errors import ModelError
@@ -42,8 +41,8 @@ class Projection(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Project each row: (T, in) -> (T, out)."""
         rows = len(x)
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            x = nn.functional.pad(x, (0, 0, 0, filling(rows)))
+        if more := filling(x):
+            x = nn.functional.pad(x, (0, 0, 0, more))
         out: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return out[:rows]
 

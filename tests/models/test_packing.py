@@ -65,8 +65,16 @@ def test_dtypes() -> None:
 
 
 @given(st.integers(1, 20_000))
+@torch.no_grad()
 def test_a_matrix_is_filled_to_one_of_few_lengths(rows: int) -> None:
-    filled = rows + filling(rows)
+    filled = rows + filling(torch.empty(rows, 1))
     assert filled <= 64 or filled % (16 if filled <= 512 else 64) == 0
     assert rows <= filled < rows + rows / 4
-    assert filling(filled) == 0
+    assert filling(torch.empty(filled, 1)) == 0
+
+
+def test_a_matrix_is_not_filled_where_gradients_are_kept_or_by_another_device() -> None:
+    assert filling(torch.empty(100, 1)) == 0
+    with torch.no_grad():
+        assert filling(torch.empty(100, 1, device="meta")) == 0
+        assert filling(torch.empty(100, 1)) == 12
