@@ -27,6 +27,7 @@ LOSS_TOKENS = 16384
 # Held out of training to measure what a codebook loses of vectors to come: the last tenth of each source. Windows of
 # one file are alike: a codebook that has seen some of them loses less of the others than it will of new files.
 HELD_OUT = 10
+LEAST_HELD_OUT = 1 << 13
 
 
 class Decoded:
@@ -76,22 +77,28 @@ def sample(sources: Sequence[Source], tokens: int, seed: int = 0) -> NDArray[np.
     return np.concatenate(parts)
 
 
+def hold_out(sources: Sequence[Source]) -> tuple[Sequence[Source], Sequence[Source]]:
+    """Part sources into what a codebook is trained on and what its error is measured on; too few serve for both."""
+    ends = [len(source.rows) - len(source.rows) // HELD_OUT for source in sources]
+    unseen = [source._replace(rows=source.rows[end:]) for source, end in zip(sources, ends, strict=True)]
+    if sum(source.tokens for source in unseen) < LEAST_HELD_OUT:
+        return sources, sources
+    return [source._replace(rows=source.rows[:end]) for source, end in zip(sources, ends, strict=True)], unseen
+
+
 def train(sources: Sequence[Source], bits: int, tokens: int, memory: int) -> Codebook:
     """Train a codebook on the sources for an index of so many tokens, in no more than ``memory`` bytes.
 
     Its error is that of windows it was not trained on, nor on their neighbours.
     """
-    ends = [len(source.rows) - len(source.rows) // HELD_OUT for source in sources]
-    seen = [source._replace(rows=source.rows[:end]) for source, end in zip(sources, ends, strict=True)]
-    unseen = [source._replace(rows=source.rows[end:]) for source, end in zip(sources, ends, strict=True)]
+    seen, unseen = hold_out(sources)
     prepare()  # what is packed will be searched: a second beside the minutes that it takes to get here
-    enough = sum(source.tokens for source in unseen) >= LOSS_TOKENS
     lists = plan.lists(tokens)
     # Training holds the sample some eight times over: as it came, rotated, less its centroids, coded, decoded.
     most = max(1024, memory // (32 * sources[0].vectors.shape[1]))
-    drawn = sample(seen if enough else sources, min(max(plan.SAMPLE_TOKENS, plan.SAMPLE_PER_LIST * lists), most))
+    drawn = sample(seen, min(max(plan.SAMPLE_TOKENS, plan.SAMPLE_PER_LIST * lists), most))
     codebook = train_codebook(drawn, min(lists, max(1, len(drawn) // plan.LEAST_PER_LIST)), bits)
-    return replace(codebook, error=loss(codebook, unseen)) if enough else codebook
+    return codebook if unseen is seen else replace(codebook, error=loss(codebook, unseen))
 
 
 def loss(codebook: Codebook, sources: Sequence[Source]) -> float:

@@ -296,7 +296,7 @@ class VectorStore:
 
         None if they are unlike the old ones, but too few to be trained on: who is patient waits for more.
         """
-        from mbretrieve.index.packing import loss, train
+        from mbretrieve.index.packing import hold_out, loss, train
 
         bits = self._catalogue.bits
         assert bits is not None
@@ -315,7 +315,8 @@ class VectorStore:
             if few:
                 return None
             trained = train(sources, bits, self._all_tokens(), self.memory)
-            if lost <= plan.DRIFT * trained.error:
+            # Of the same vectors, which neither has seen: files differ in what any codebook loses of them.
+            if loss(codebook, hold_out(sources)[1]) <= plan.DRIFT * trained.error:
                 # Harder to compress, not of another kind: a codebook of their own would lose nearly as much.
                 self._usual_loss[newest.key] = lost
                 return newest.key, codebook

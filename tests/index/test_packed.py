@@ -180,6 +180,36 @@ def test_a_deleted_content_comes_back_from_a_packed_segment_by_its_hash(
         assert index.verify() == []
 
 
+def files(count: int, kind: int, seed: int) -> list[Entry]:
+    """Windows of one file after the other, of a kind; some files' are much harder to compress than others'."""
+    random = np.random.default_rng(seed)
+    subjects = np.random.default_rng(kind).standard_normal((12, DIM)).astype(np.float32)
+    entries = []
+    for file in range(count):
+        spread = np.float32(0.1 * random.lognormal(0, 0.5))
+        for i in range(20):
+            tokens = subjects[random.integers(0, 12, 8)] + spread * random.standard_normal((8, DIM)).astype(np.float32)
+            entries.append(
+                Entry(f"{kind}-{seed}-{file}-{i}", [tokens], [(0, 1)], f"{seed} {file} {i}", "", {}, "s", "")
+            )
+    return entries
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_codebook_is_trained_for_another_kind_of_vectors_not_for_files_that_are_harder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    tiny(monkeypatch, EXACT_TOKENS=3000, RAW_TOKENS=1000, DRIFT_TOKENS=1000, LEAST_HELD_OUT=100, PACK_TOKENS=1 << 20)
+    with MultiVectorIndex.create(tmp_path / "index", DIM) as index:
+        for batch in range(12):
+            with index.writer() as writer:
+                writer.add(files(60 if batch == 0 else 20, kind=1, seed=100 * seed + batch))
+        assert len(index.status()["lists"]) == 1
+        with index.writer() as writer:
+            writer.add(files(10, kind=2, seed=seed))
+        assert len(index.status()["lists"]) == 2
+
+
 def test_compacting_gives_the_disk_back_and_changes_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(monkeypatch, EXACT_TOKENS=900, RAW_TOKENS=300, DRIFT_TOKENS=600, FAN=50)
     entries = documents(600)
