@@ -18,22 +18,28 @@ namespace {
 
 constexpr int DIM = 64;       // of a head
 constexpr int ROWS = 32;      // queries at a time: two tiles
+constexpr int GROUP = 32;     // keys at a time: two tiles of scores, a row of weights
 constexpr int KEYS = 256;     // of a chunk: packed, they take 64 KiB
-constexpr int SCORES = KEYS + 16, WEIGHTS = KEYS + 32;  // a row of them: no power of two, whose lines share one place in L1
+constexpr int WEIGHTS = KEYS + 32;  // a row of them: no power of two, whose lines share one place in L1
 constexpr int SHARE = 1024;   // queries of a job at most
 constexpr float NONE = -1e30f;
+constexpr float FAR = 60;     // so many powers of two a score may lie from where its query's are counted from
+constexpr float STEPS = 256;  // of a power of two: what a weight's exponent is rounded to
+constexpr float ZERO = 127 * STEPS + 1;  // 2 ** 0 in bfloat16, in steps, and a half to round by
 
 using bf16 = uint16_t;
 
 struct alignas(64) Scratch {
     bf16 queries[SHARE][DIM];
     float sums[SHARE][DIM];        // of values by their weights, not yet divided by
-    float total[SHARE];            // the weights' sum
-    float most[SHARE];             // the largest score so far, in powers of two
+    float totals[SHARE][16];       // the weights' sums, in parts
+    float from[SHARE];             // where a query's scores are counted from, in powers of two: about the first ones' most
     uint32_t keys[KEYS / 16][2][16][16];    // tiles of pairs of numbers, by pair and key
-    uint32_t values[KEYS / 32][4][16][16];  // tiles of pairs of keys, by pair and number
-    float scores[ROWS][SCORES];
+    uint32_t values[KEYS / 32][4][16][16];  // tiles of pairs of keys, by pair and number; pairs in the order of weights
+    float scores[ROWS][GROUP];
     bf16 weights[ROWS][WEIGHTS];
+    float most[ROWS][16], sums_now[ROWS][16];  // of the chunk: the largest scores and the weights' sums, in parts
+    float less[ROWS];
 };
 
 struct Stream {
@@ -57,6 +63,10 @@ inline __m512 widen(const bf16 *from) {
 }
 
 inline void narrow(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
+
+inline __m256i scaled(const bf16 *from, float unit) {
+    return (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(widen(from), _mm512_set1_ps(unit)));
+}
 
 // gcc's tile loads do not say that they read memory: what was stored before must be there.
 inline void settle() { asm volatile("" ::: "memory"); }
@@ -114,17 +124,18 @@ void pack(const Stream &s, const Job &job, int first, int last, Scratch &w) {
         for (int half = 0; half < 2; half++)
             transpose((const uint32_t *)rows + half * 16, DIM / 2, &w.keys[(at - first) / 16][half][0][0]);
     }
+    auto value = [&](int place, int n) {
+        if (place >= job.length) return _mm256_setzero_si256();
+        const bf16 *from = s.qkv + (job.start + place) * row + (2 * s.heads + job.head) * DIM + n;
+        return s.units ? scaled(from, s.units[job.start + place]) : _mm256_loadu_si256((const __m256i *)from);
+    };
     for (int at = first; at < last; at += 2) {
-        const bf16 *value = s.qkv + (job.start + at) * row + (2 * s.heads + job.head) * DIM;
-        const bool one = at < job.length, two = at + 1 < job.length;
-        const __m512 by = _mm512_set1_ps(one ? unit_of(s, job.start + at) : 0);
-        const __m512 by2 = _mm512_set1_ps(two ? unit_of(s, job.start + at + 1) : 0);
-        for (int n = 0; n < 4; n++) {
-            __m512 a = one ? _mm512_mul_ps(widen(value + n * 16), by) : _mm512_setzero_ps();
-            __m512 b = two ? _mm512_mul_ps(widen(value + row + n * 16), by2) : _mm512_setzero_ps();
-            __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-            __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b)), 16);
-            _mm512_store_si512(w.values[(at - first) / 32][n][(at - first) % 32 / 2], _mm512_or_si512(low, high));
+        // Of 32 weights lie side by side: four of the first 16, four of the others, and so on.
+        const int place = (at - first) % 32, pair = place % 16 / 4 * 4 + place / 16 * 2 + place % 4 / 2;
+        for (int n = 0; n < DIM; n += 16) {
+            const __m512i low = _mm512_cvtepu16_epi32(value(at, n)), high = _mm512_cvtepu16_epi32(value(at + 1, n));
+            _mm512_store_si512(w.values[(at - first) / 32][n / 16][pair],
+                               _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
         }
     }
 }
@@ -139,79 +150,164 @@ inline __m512 power(__m512 x) {
     return _mm512_scalef_ps(y, whole);
 }
 
-// Weigh keys first <= place < last by the scores of one query, which sees low <= place < high of them.
-template <bool MASKED>
-inline void weigh(float *scores, bf16 *weights, int first, int count, int low, int high, float scale, float &most,
-                  float &total, float *sums) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i from = _mm512_set1_epi32(low - first), width = _mm512_set1_epi32(high - low);
-    auto seen = [&](int i) {
-        return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(i)), from), width);
-    };
-    __m512 top = _mm512_set1_ps(NONE), top2 = top;  // two: neither waits for the other
-    for (int i = 0; i < count; i += 32) {
-        __m512 x = _mm512_load_ps(scores + i), y = _mm512_load_ps(scores + i + 16);
-        top = MASKED ? _mm512_mask_max_ps(top, seen(i), top, x) : _mm512_max_ps(top, x);
-        top2 = MASKED ? _mm512_mask_max_ps(top2, seen(i + 16), top2, y) : _mm512_max_ps(top2, y);
-    }
-    const float before = most, now = std::max(before, _mm512_reduce_max_ps(_mm512_max_ps(top, top2)) * scale);
-    const __m512 factor = _mm512_set1_ps(scale), less = _mm512_set1_ps(-now);
-    __m512 sum = _mm512_setzero_ps();
-    __m512 sum2 = sum;
-    for (int i = 0; i < count; i += 32) {
-        __m512 y = power(_mm512_fmadd_ps(_mm512_load_ps(scores + i), factor, less));
-        __m512 z = power(_mm512_fmadd_ps(_mm512_load_ps(scores + i + 16), factor, less));
-        if (MASKED) {
-            y = _mm512_maskz_mov_ps(seen(i), y);
-            z = _mm512_maskz_mov_ps(seen(i + 16), z);
+// Steps of a power of two, from 2 ** -127 on, as bfloat16: 32 of 16 bits. Between two powers it is a line less what the
+// curve hangs below it, by a table; with the rounding of steps, off by up to 6e-3 of it, where a bfloat16 is by 4e-3.
+inline __m512i power_of_steps(__m512i steps, __m512i sag) {
+    const __m512i below = _mm512_maskz_permutexvar_epi8(0x5555555555555555, _mm512_srli_epi16(steps, 2), sag);
+    return _mm512_srli_epi16(_mm512_sub_epi16(steps, below), 1);
+}
+
+// What `power_of_steps` takes from a line, by the upper six bits between two powers.
+struct Sag {
+    alignas(64) int8_t of[64];
+    Sag() {
+        for (int i = 0; i < 64; i++) {
+            const float part = (i * 4 + 0.5f) / STEPS;
+            of[i] = (int8_t)std::lround(STEPS * (1 + part - std::exp2(part)));
         }
-        sum = _mm512_add_ps(sum, y);
-        sum2 = _mm512_add_ps(sum2, z);
-        _mm512_store_si512(weights + i, (__m512i)_mm512_cvtne2ps_pbh(z, y));
     }
-    sum = _mm512_add_ps(sum, sum2);
-    if (now != before) {
-        const __m512 fade = power(_mm512_set1_ps(before - now));
-        total *= _mm512_cvtss_f32(fade);
-        for (int i = 0; i < DIM; i += 16) _mm512_store_ps(sums + i, _mm512_mul_ps(_mm512_load_ps(sums + i), fade));
-        most = now;
+};
+
+// The keys that queries see: the i-th those from low + i to before high + i and end, counted from the first that are met.
+struct Sight {
+    int low, high, end;
+    // Whether all queries see all keys of a group.
+    bool whole(int first) const { return first >= low + ROWS - 1 && first + GROUP <= std::min(high, end); }
+};
+
+// Weigh a group of keys for some queries by their scores.
+template <bool MASKED>
+inline void weigh(Scratch &w, int i, int last, int column, const Sight &sight, __m512 factor, __m512i sag) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+    for (; i < last; i++) {
+        __m512 x = _mm512_load_ps(w.scores[i]), y = _mm512_load_ps(w.scores[i] + 16);
+        if (MASKED) {
+            const int low = sight.low + i, seen = std::max(0, std::min(sight.end, sight.high + i) - low);
+            const __m512i place = _mm512_add_epi32(lanes, _mm512_set1_epi32(column - low)), next = _mm512_set1_epi32(16);
+            const __m512i width = _mm512_set1_epi32(seen);
+            const __m512 none = _mm512_set1_ps(NONE);
+            x = _mm512_mask_mov_ps(none, _mm512_cmplt_epu32_mask(place, width), x);
+            y = _mm512_mask_mov_ps(none, _mm512_cmplt_epu32_mask(_mm512_add_epi32(place, next), width), y);
+        }
+        _mm512_store_ps(w.most[i], _mm512_max_ps(_mm512_load_ps(w.most[i]), _mm512_max_ps(x, y)));
+        const __m512 less = _mm512_set1_ps(w.less[i]);
+        // What is too small for a bfloat16, or not seen, becomes 0; what is too large is found by `most`.
+        const __m512i a = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, factor, less));
+        const __m512i b = _mm512_cvtps_epi32(_mm512_fmadd_ps(y, factor, less));
+        const __m512i weights = power_of_steps(_mm512_packus_epi32(a, b), sag);
+        _mm512_store_si512(&w.weights[i][column], weights);
+        const __m512 sum = _mm512_load_ps(w.sums_now[i]);
+        _mm512_store_ps(w.sums_now[i], _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)ones));
     }
-    total += _mm512_reduce_add_ps(sum);
+}
+
+// Multiply 32 queries with a group of keys into tiles 0 to 3, in eight steps, with other work between them.
+template <class Between>
+inline void multiply(const bf16 *query, const uint32_t (*keys)[2][16][16], Between between) {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    _tile_loadd(4, query, DIM * 2);
+    _tile_loadd(5, query + 16 * DIM, DIM * 2);
+    _tile_loadd(6, keys[0][0], 64);
+    _tile_dpbf16ps(0, 4, 6); between(0);
+    _tile_dpbf16ps(1, 5, 6); between(1);
+    _tile_loadd(7, keys[1][0], 64);
+    _tile_dpbf16ps(2, 4, 7); between(2);
+    _tile_dpbf16ps(3, 5, 7); between(3);
+    _tile_loadd(4, query + 32, DIM * 2);
+    _tile_loadd(5, query + 16 * DIM + 32, DIM * 2);
+    _tile_loadd(6, keys[0][1], 64);
+    _tile_dpbf16ps(0, 4, 6); between(4);
+    _tile_dpbf16ps(1, 5, 6); between(5);
+    _tile_loadd(7, keys[1][1], 64);
+    _tile_dpbf16ps(2, 4, 7); between(6);
+    _tile_dpbf16ps(3, 5, 7); between(7);
+}
+
+inline void store_scores(Scratch &w) {
+    _tile_stored(0, w.scores[0], GROUP * 4);
+    _tile_stored(1, w.scores[16], GROUP * 4);
+    _tile_stored(2, w.scores[0] + 16, GROUP * 4);
+    _tile_stored(3, w.scores[16] + 16, GROUP * 4);
+}
+
+// Weigh `count` packed keys, of which the first lies `offset` within its chunk, for 32 queries. While a group is weighed,
+// the next one is multiplied: the units for tiles and for vectors work at once.
+void weigh_all(Scratch &w, int row, int offset, int count, const Sight &sight, float scale, const Sag &table) {
+    const bf16 *query = w.queries[row];
+    const __m512 factor = _mm512_set1_ps(scale * STEPS);
+    const __m512i sag = _mm512_load_si512(table.of);
+    auto keys = [&](int at) { return &w.keys[(offset + at) / 16]; };
+    settle();
+    multiply(query, keys(0), [](int) {});
+    store_scores(w);
+    for (int i = 0; i < ROWS; i++) {
+        float from = w.from[row + i];
+        if (from == NONE) {
+            const __m512 most = _mm512_max_ps(_mm512_load_ps(w.scores[i]), _mm512_load_ps(w.scores[i] + 16));
+            from = _mm512_reduce_max_ps(most) * scale;
+        }
+        w.less[i] = ZERO - from * STEPS;
+        _mm512_store_ps(w.most[i], _mm512_set1_ps(NONE));
+        _mm512_store_ps(w.sums_now[i], _mm512_setzero_ps());
+    }
+    for (int at = 0; at < count; at += GROUP) {
+        const bool whole = sight.whole(at);
+        auto some = [&](int step) {
+            const int i = step * 4;
+            whole ? weigh<false>(w, i, i + 4, at, sight, factor, sag) : weigh<true>(w, i, i + 4, at, sight, factor, sag);
+        };
+        if (at + GROUP < count) {
+            multiply(query, keys(at + GROUP), some);
+            store_scores(w);
+        } else {
+            for (int step = 0; step < 8; step++) some(step);
+        }
+    }
+    settle();
+}
+
+// Count a chunk's weights in. Where the scores lie too far from where they were counted from: count them from their
+// largest, bring what was summed there, and return false; the chunk is then to be weighed again.
+bool counted(Scratch &w, int row, float scale) {
+    bool done = true;
+    for (int i = 0; i < ROWS; i++) {
+        float &from = w.from[row + i];
+        const __m512 most = _mm512_load_ps(w.most[i]);
+        const float guess = (ZERO - w.less[i]) / STEPS;
+        if (from != NONE && !_mm512_cmp_ps_mask(most, _mm512_set1_ps((from + FAR) / scale), _CMP_GT_OQ)) continue;
+        const float top = _mm512_reduce_max_ps(most);
+        if (top == NONE) continue;  // it saw none of these keys
+        if (from == NONE && std::fabs(top * scale - guess) <= FAR) {
+            from = guess;
+            continue;
+        }
+        if (from != NONE) {
+            const __m512 fade = power(_mm512_set1_ps(from - top * scale));
+            _mm512_store_ps(w.totals[row + i], _mm512_mul_ps(_mm512_load_ps(w.totals[row + i]), fade));
+            for (int n = 0; n < DIM; n += 16)
+                _mm512_store_ps(&w.sums[row + i][n], _mm512_mul_ps(_mm512_load_ps(&w.sums[row + i][n]), fade));
+        }
+        from = top * scale;
+        done = false;
+    }
+    if (done)
+        for (int i = 0; i < ROWS; i++)
+            _mm512_store_ps(w.totals[row + i],
+                            _mm512_add_ps(_mm512_load_ps(w.totals[row + i]), _mm512_load_ps(w.sums_now[i])));
+    return done;
 }
 
 // Let 32 queries from `at` meet `count` packed keys, of which the first has the place `first` and lies `offset` within
 // its chunk; both in 32s.
 void meet(const Stream &s, const Job &job, int at, int first, int offset, int count, float scale, Scratch &w) {
-    bf16 *query = w.queries[at - job.first];
-    float *sums = w.sums[at - job.first];
-    settle();
-    _tile_loadd(4, query, DIM * 2);
-    _tile_loadd(5, query + 32, DIM * 2);
-    _tile_loadd(6, query + 16 * DIM, DIM * 2);
-    _tile_loadd(7, query + 16 * DIM + 32, DIM * 2);
-    for (int n = 0; n < count; n += 16) {
-        const auto &keys = w.keys[(offset + n) / 16];
-        _tile_zero(0); _tile_zero(1);
-        _tile_loadd(2, keys[0], 64);
-        _tile_dpbf16ps(0, 4, 2); _tile_dpbf16ps(1, 6, 2);
-        _tile_loadd(3, keys[1], 64);
-        _tile_dpbf16ps(0, 5, 3); _tile_dpbf16ps(1, 7, 3);
-        _tile_stored(0, &w.scores[0][n], SCORES * 4);
-        _tile_stored(1, &w.scores[16][n], SCORES * 4);
-    }
+    static const Sag table;
+    const int row = at - job.first;
     const int near = s.window < 0 ? job.length : s.window;
-    const bool all = first >= at + ROWS - 1 - near && first + count <= std::min(job.length, at + near + 1);
-    for (int i = 0; i < ROWS; i++) {
-        const int low = std::max(0, at + i - near), high = std::max(low, std::min(job.length, at + i + near + 1));
-        const int place = at - job.first + i;
-        if (all)
-            weigh<false>(w.scores[i], w.weights[i], first, count, low, high, scale, w.most[place], w.total[place],
-                         w.sums[place]);
-        else
-            weigh<true>(w.scores[i], w.weights[i], first, count, low, high, scale, w.most[place], w.total[place],
-                        w.sums[place]);
-    }
-    settle();
+    const Sight sight{at - near - first, at + near + 1 - first, job.length - first};
+    do weigh_all(w, row, offset, count, sight, scale, table);
+    while (!counted(w, row, scale));
+    float *sums = w.sums[row];
     for (int half = 0; half < 2; half++) {
         float *to = sums + half * 32;
         _tile_loadd(0, to, DIM * 4); _tile_loadd(1, to + 16, DIM * 4);
@@ -239,8 +335,8 @@ void work(const Stream &s, const Job &job, float scale, Scratch &w) {
                    s.sine + place * s.step, unit_of(s, job.start + place), w.queries[i]);
         else
             std::memset(w.queries[i], 0, sizeof w.queries[i]);
-        w.most[i] = NONE;
-        w.total[i] = 0;
+        w.from[i] = NONE;
+        std::memset(w.totals[i], 0, sizeof w.totals[i]);
     }
     std::memset(w.sums, 0, sizeof w.sums[0] * rows);
     const int near = s.window < 0 ? job.length : s.window;
@@ -256,7 +352,7 @@ void work(const Stream &s, const Job &job, float scale, Scratch &w) {
     }
     for (int i = 0; i < count; i++) {
         bf16 *to = s.out + ((job.start + job.first + i) * s.heads + job.head) * DIM;
-        const __m512 part = _mm512_set1_ps(1.0f / w.total[i]);
+        const __m512 part = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(_mm512_load_ps(w.totals[i])));
         for (int n = 0; n < DIM; n += 16) narrow(to + n, _mm512_mul_ps(_mm512_load_ps(w.sums[i] + n), part));
     }
 }

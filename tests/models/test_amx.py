@@ -53,6 +53,20 @@ def test_large_scores_stay_finite() -> None:
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("window", [None, 64])
+@pytest.mark.parametrize("growth", [-1, 0, 1])
+def test_scores_that_lie_far_apart_are_counted_anew(window: int | None, growth: int) -> None:
+    # Whole numbers, of which sums are exact: weights lie thousands of powers of two apart, within chunks and between.
+    whole = torch.randint(-30, 31, (900, 3, 1, 64), generator=torch.Generator().manual_seed(0)).float()
+    whole[:, 1] *= torch.linspace(2.5 - 1.5 * growth, 2.5 + 1.5 * growth, 900).round()[:, None, None]
+    table = torch.stack((torch.ones(900, 64), torch.zeros(900, 64)))
+    batch = PackedBatch([900], device=CPU, dtype=torch.float32)
+    want = attend(*whole.unbind(1), batch, window=window).flatten(1)
+    out = amx.attend(whole.to(torch.bfloat16).flatten(1), table, batch.lengths, window)
+    torch.testing.assert_close(out.float(), want, atol=0.2, rtol=0.01)
+
+
+@pytest.mark.usefixtures("kernel")
 def test_norms_gates_and_bytes_are_their_formulas() -> None:
     x, weight, more = draw(300, 128), draw(128, seed=1), Rows(draw(300, 128, seed=2), torch.rand(300))
     total = x.float() + more.numbers.float() * more.units[:, None]
