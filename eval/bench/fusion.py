@@ -62,13 +62,24 @@ def pools(retriever: Retriever, queries: dict[str, str]) -> dict[str, tuple[dict
     return scores
 
 
+def plain(semantic: dict[str, float], lexical: dict[str, float], weight: float) -> dict[str, float]:
+    """A weighted sum in which words count the same for every query."""
+    best = max(semantic.values(), default=0.0) or 1.0
+    return {id: s / best + weight * lexical.get(id, 0.0) / fusion.LEXICAL_UNIT for id, s in semantic.items()}
+
+
 def by_best(semantic: dict[str, float], lexical: dict[str, float], weight: float) -> dict[str, float]:
-    """A weighted sum in which the query's best document by words has 1, however well its words match."""
+    """The same, but the query's best document by words has 1, however well its words match."""
     best = max(lexical.values(), default=0.0) or 1.0
-    return fusion.weighted_sum(semantic, {id: fusion.LEXICAL_UNIT * s / best for id, s in lexical.items()}, weight)
+    return plain(semantic, {id: fusion.LEXICAL_UNIT * s / best for id, s in lexical.items()}, weight)
 
 
-JOINS = {"sum": fusion.weighted_sum, "sum by best": by_best, "rrf": fusion.reciprocal_rank_fusion}
+JOINS = {
+    "sum": fusion.weighted_sum,
+    "plain sum": plain,
+    "sum by best": by_best,
+    "rrf": fusion.reciprocal_rank_fusion,
+}
 
 
 def joined(pool: dict, how: str, weight: float) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ import pytest
 
 from mbretrieve.cli.refresh import FEW_BYTES, FEW_FILES
 from mbretrieve.cli.snippet import WHOLE_UNIT
+from mbretrieve.index.fusion import weighted_sum
 from tests.cli.conftest import Command, one_line
 
 QUESTION = "where is the configuration file read"
@@ -36,8 +37,12 @@ def test_every_mode_finds_it(indexed: Path, mbretrieve: Command, mode: str) -> N
 
 
 def test_ranks_can_be_joined_in_the_place_of_scores(indexed: Path, mbretrieve: Command) -> None:
-    words = json.loads(mbretrieve("search", "parse pairs", "-k", 1, "--mode", "lexical", "--json").out)[0]["score"]
-    for fusion, best in (("weighted", 1 + 0.1 * words / 30), ("rrf", 1.1 / 61)):
+    def scores(mode: str) -> dict[str, float]:
+        hits = json.loads(mbretrieve("search", "parse pairs", "-k", 99, "--mode", mode, "--json").out)
+        return {hit["id"]: hit["score"] for hit in hits}
+
+    weighted = max(weighted_sum(scores("semantic"), scores("lexical"), 0.1).values())
+    for fusion, best in (("weighted", weighted), ("rrf", 1.1 / 61)):
         hits = json.loads(mbretrieve("search", "parse pairs", "-k", 3, "--fusion", fusion, "--json").out)
         assert hits[0]["score"] == pytest.approx(best)
         assert "parse_pairs" in hits[0]["text"]
