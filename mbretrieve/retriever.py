@@ -261,8 +261,17 @@ class Retriever:
 
     @property
     def identity(self) -> ModelIdentity:
-        """The model whose vectors the index holds."""
-        return ModelIdentity(**self.index.identity)
+        """The model whose vectors the index holds.
+
+        Raises: ModelError if the index was made of vectors of one's own, with no model that is known here.
+        """
+        try:
+            return ModelIdentity(**self.index.identity)
+        except TypeError:
+            raise ModelError(
+                f"{self.index.path} was made of one's own vectors, by no model that is known here: ask it by vectors, "
+                "in Python with `open_index(...).search`"
+            ) from None
 
     @property
     def model(self) -> Encoder:

@@ -178,6 +178,8 @@ def _open(target: Target, choice: ModelChoice, yes: bool) -> "Retriever":
     from mbretrieve.retriever import Retriever
 
     retriever = Retriever.open(target.index, **choice.loading)
+    if choice.name is None and choice.kind is None:  # by words, what was made of one's own vectors answers, too
+        return retriever
     held = retriever.identity
     if choice.kind in (None, held.kind) and choice.name in (None, held.name):
         return retriever
@@ -198,11 +200,11 @@ def _open(target: Target, choice: ModelChoice, yes: bool) -> "Retriever":
 def _say_if_cut(retriever: "Retriever", query: str, mode: Mode) -> None:
     from mbretrieve.index.words import MAX_TERMS, tokenize
 
-    length = retriever.identity.query_length
-    if len(query) <= min(length, MAX_TERMS):  # a token has at least one character
-        return
     if mode == "lexical":
-        if (words := len(set(tokenize(query)))) > MAX_TERMS:
+        if len(query) > MAX_TERMS and (words := len(set(tokenize(query)))) > MAX_TERMS:
             say(f"the query has {words:,} different words: the first {MAX_TERMS} are searched")
-    elif (tokens := len(retriever.asking.token_offsets([query])[0])) > length:
+        return
+    length = retriever.identity.query_length
+    # A token has at least one character.
+    if len(query) > length and (tokens := len(retriever.asking.token_offsets([query])[0])) > length:
         say(f"the query has {tokens:,} tokens: the model reads the first {length}, its own markers among them")

@@ -377,6 +377,7 @@ class VectorIndex(ABC, Generic[Query]):
             "format": FORMAT,
             "kind": self.kind,
             "dim": self.dim,
+            "pooled_dim": self._catalogue.layout.pooled_dim,
             "generation": self.generation,
             "documents": len(self),
             "windows": windows,
