@@ -1,5 +1,6 @@
 """``mbretrieve bench``: measure, here, what the user has."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ def command() -> None:
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE.jsonl",
-    help='Queries: an object with "text" or "query" a line, as BEIR has them.',
+    help='Queries, one a line: {"text": "..."} or {"query": "..."}, as BEIR has them, or {"vectors": [[...], ...]}.',
 )
 @click.option("--json", "output", type=click.Path(path_type=Path), metavar="OUT", help="Where to write the figures.")
 @click.option(
@@ -40,22 +41,25 @@ def command() -> None:
 def index(index: Path, queries: Path, output: Path | None, exact_from: Literal["stored", "model"]) -> None:
     """Measure recall, latency and queries a second of an index, for settings around the default.
 
-    --json writes {"tokens", "documents", "bytes_per_token", "exact": {"p50_ms"}, "settings": [{"probes", "tokens",
-    "rescore", "recall@10", "recall@100", "p50_ms", "p95_ms", "qps"}], "default": one of them, "build", ...} and draws
-    recall@10 against p50 in a PNG beside it. Queries are encoded before anything is timed; p50 and p95 are of one
-    query at a time, qps of as many callers as there are cores. "build" is a copy of the index, packed again.
-    """
+    Queries for an index of vectors of your own come as vectors: {"vectors": [[...], ...]}, a row a token, for a dense
+    index {"vector": [...]}, for a joint one both.
 
+    --json writes {"tokens", "documents", "bytes_per_token", "exact": {"p50_ms"}, "settings": [{"probes", "tokens",
+    "rescore", "recall@10", "recall@100", "p50_ms", "p95_ms", "qps", "effort@100", "p50_ms@100"}], "default": one of
+    them, "build", ...} and draws recall@10 against p50 in a PNG beside it. recall@100 is found with k=100 at
+    effort@100, as much further than the setting as the default then goes, in p50_ms@100; all else is of k=10 at the
+    setting itself. Queries are encoded before anything is timed; p50 and p95 are of one query at a time, qps of as
+    many callers as there are cores. "build" is a copy of the index, packed or written again.
+    """
     from mbretrieve.bench import report
     from mbretrieve.bench.index import measure_index, read_queries
 
-    texts = read_queries(queries)
-    _check_folder(output)
-    measured = measure_index(require(None, index).index, texts, exact_from, progress_bars())
+    asked = read_queries(queries)
+    _check_output(output)
+    measured = measure_index(require(None, index).index, asked, exact_from, progress_bars())
     report.print_table(measured, console(TABLE_COLUMNS))
     if output is not None:
-        report.write(output, measured)
-        _draw(lambda path: report.plot(path, measured), output)
+        _write(output, lambda: report.write(output, measured), lambda path: report.plot(path, measured))
 
 
 @command.command("encode")
@@ -99,23 +103,39 @@ def encode(output: Path | None, **asked: Any) -> None:
     from mbretrieve.bench import encode_report
     from mbretrieve.bench.encode import Asked, measure
 
-    _check_folder(output)
+    _check_output(output)
     measured = measure(Asked(**asked), progress_bars())
     encode_report.print_table(measured, console(TABLE_COLUMNS))
     if output is not None:
-        encode_report.write(output, measured)
-        _draw(lambda path: encode_report.plot(path, measured), output)
+        _write(output, lambda: encode_report.write(output, measured), lambda path: encode_report.plot(path, measured))
 
 
-def _check_folder(output: Path | None) -> None:
-    """Refuse, before anything is measured, to write where no folder is."""
-    if output is not None and not output.parent.is_dir():
+PICTURE = ".png"  # what the picture beside the figures has in the place of their suffix
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse, before anything is measured, a place where the figures or the picture could not be written."""
+    if output is None:
+        return
+    if not output.parent.is_dir():
         raise DataError(f"{output.parent} is no folder: name a file in one that exists")
+    if output.is_dir():
+        raise DataError(f"{output} is a folder: name a file for the figures, such as {output / 'bench.json'}")
+    if output.suffix.lower() == PICTURE:
+        raise DataError(f"{output}: the picture goes there; name the figures otherwise, as in {output.stem}.json")
+    if output.with_suffix(PICTURE).is_dir():
+        raise DataError(f"{output.with_suffix(PICTURE)} is a folder, but the picture goes there: name another file")
+    for path in (output, output.with_suffix(PICTURE)):
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise DataError(f"{path} cannot be written: name a file in a folder that can")
 
 
-def _draw(plot: Callable[[Path], None], output: Path) -> None:
-    """Draw beside the figures; without what draws say so."""
+def _write(output: Path, figures: Callable[[], None], plot: Callable[[Path], None]) -> None:
+    """Write the figures and draw beside them; without what draws say so. Raises: DataError if a disk is full."""
     try:
-        plot(output.with_suffix(".png"))
+        figures()
+        plot(output.with_suffix(PICTURE))
     except MissingExtraError as error:
         say(str(error))
+    except OSError as error:
+        raise DataError(f"{output} cannot be written ({error.strerror}): name another place") from error

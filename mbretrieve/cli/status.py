@@ -152,7 +152,7 @@ def _instead_of_lists(record: dict[str, Any]) -> str:
         return "none: found by one vector a text" + (f", {', '.join(by)}" if by else "")
     if not record["searched"]["lists"] and not record["searched"]["graph"]:
         return "none: every vector is compared"
-    return f"none of tokens; vectors are found {', '.join(by)}"
+    return f"none of tokens; vectors found: {', '.join(by)}"
 
 
 def _model(record: dict[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mbretrieve.index import plan
+from mbretrieve.index import open_index, plan
 from tests.cli.conftest import Command, one_line
 from tests.evaluation.sets import write_set
 
@@ -56,10 +57,22 @@ def test_the_figures_are_there_and_the_picture_too(
         assert 0.5 < setting["recall@10"] <= 1
         assert 0 < setting["p50_ms"] <= setting["p95_ms"]
         assert setting["qps"] > 0
+        further = setting["effort@100"]
+        assert all(further[part] >= setting[part] for part in ("probes", "tokens", "rescore"))
+        assert setting["p50_ms@100"] > 0
+    with open_index(index) as opened:
+        for effort, k in ((record["default"], 10), (record["default"]["effort@100"], 100)):
+            planned = opened.effort(k)
+            assert [effort[part] for part in ("probes", "tokens", "rescore", "sure")] == list(astuple(planned))
+    assert "k=100 at effort@100" in record["measured"]
+    assert "effort, k=100" in done.out
+    assert max(map(len, done.out.splitlines())) <= 120, "no figure is cut off"
     by_probes = sorted(record["settings"], key=lambda setting: setting["probes"])
     assert by_probes[0]["recall@100"] <= by_probes[-1]["recall@100"] == 1, "all lists probed: nothing is lost"
     assert record["build"]["tokens_per_second"] > 0
     assert record["build"]["threads"] == 1
+    assert "packed again" in record["build"]["what"]
+    assert record["build"]["tokens"] == record["tokens"]
     assert {"machine", "versions", "threads", "date"} <= record.keys()
     assert str(tmp_path) not in json.dumps(record), "no path of this machine"
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -83,7 +96,9 @@ def test_an_index_that_is_exact_has_one_setting(indexed: Path, tmp_path: Path, m
         record = figures(out)
         assert record["settings"] == [record["default"]]
         assert (record["default"]["recall@10"], record["default"]["recall@100"]) == (1, 1)
-        assert (record["queries"], record["build"]) == (2, None)
+        assert (record["queries"], record["bits"], record["bits_when_packed"]) == (2, None, 2)
+        assert "written again as they came" in record["build"]["what"]
+        assert 0 < record["build"]["tokens"] < record["tokens"], "one document less"
 
 
 def test_without_matplotlib_the_figures_are_written(
@@ -109,6 +124,11 @@ def test_without_matplotlib_the_figures_are_written(
         ('{"text": "a"}\nnot json\n', "queries.jsonl:2: not a line of JSON"),
         ('{"text": 7}\n', 'queries.jsonl:1: expected an object with a string under "text" or "query"'),
         ("[1]\n", "queries.jsonl:1: expected an object"),
+        ('{"vector": 7}\n', 'queries.jsonl:1: "vector": expected a list of numbers'),
+        ('{"vector": [1, null]}\n', 'queries.jsonl:1: "vector": expected a list of numbers'),
+        ('{"vectors": [1, 2]}\n', 'queries.jsonl:1: "vectors": expected a list of lists of numbers'),
+        ('{"vectors": [[1], [1, 2]]}\n', 'queries.jsonl:1: "vectors": expected a list of lists of numbers'),
+        ('{"vectors": []}\n', 'queries.jsonl:1: "vectors": expected a list of lists of numbers'),
         (None, "cannot be read"),
     ],
 )
@@ -126,3 +146,19 @@ def test_an_index_or_a_folder_that_is_not_there_is_one_line(tmp_path: Path, mbre
     arguments = ("bench", "index", "--index", tmp_path / "none", "--queries", queries)
     assert "there is no index" in one_line(mbretrieve(*arguments))
     assert "is no folder" in one_line(mbretrieve(*arguments, "--json", tmp_path / "no" / "out.json"))
+
+
+def test_figures_that_could_not_be_written_are_not_measured(indexed: Path, tmp_path: Path, mbretrieve: Command) -> None:
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"text": "a"}\n')
+    (tmp_path / "taken.png").mkdir()
+    place = json.loads(mbretrieve("status", "--json").out)["index"]
+    for bench in (("index", "--index", place, "--queries", queries), ("encode",)):
+        for name, said in (
+            (".", "is a folder"),
+            ("out.png", "the picture goes there; name the figures otherwise, as in out.json"),
+            ("out.PNG", "the picture goes there"),
+            ("taken.json", "taken.png is a folder, but the picture goes there"),
+        ):
+            assert said in one_line(mbretrieve("bench", *bench, "--json", tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "queries.jsonl", "taken.png"]
