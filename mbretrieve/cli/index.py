@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from mbretrieve.cli.indexing import Build, summary, update
-from mbretrieve.cli.options import ModelChoice, exclude_option, include_option, index_option, model_options
+from mbretrieve.cli.options import (
+    ModelChoice,
+    exclude_option,
+    include_option,
+    index_option,
+    memory_option,
+    model_options,
+)
 from mbretrieve.cli.printable import printable
-from mbretrieve.cli.sizes import parse_memory
+from mbretrieve.cli.sizes import memory_of
 from mbretrieve.cli.target import existing
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     type=click.Choice(["1", "2", "4", "8"]),
     help="Keep so many of each dimension of a token's vector, once there are many. Default: 2. Fixed once indexed.",
 )
-@click.option("--memory", metavar="SIZE", help="Work in so much beside the model. Default: 2GiB.")
+@memory_option
 @click.option("--show-skipped", is_flag=True, help="Say what was left out: some names for each reason.")
 def command(
     paths: tuple[Path, ...],
@@ -63,7 +70,7 @@ def command(
     """
     from mbretrieve.folder import default_index
 
-    build = Build(bits=int(bits) if bits else None, memory=parse_memory(memory) if memory else None)
+    build = Build(bits=int(bits) if bits else None, memory=memory_of(memory))
     for path in paths:
         existing(path)
     chosen = {

@@ -20,6 +20,7 @@ index_option = click.option(
     help="The index folder. Default: one in your cache folder (MBRETRIEVE_CACHE) for each indexed path.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
+memory_option = click.option("--memory", metavar="SIZE", help="Work in so much beside the model. Default: 2GiB.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 include_option = click.option("--include", multiple=True, metavar="GLOB", help="Only files that match (repeatable).")
 exclude_option = click.option("--exclude", multiple=True, metavar="GLOB", help="No files that match (repeatable).")

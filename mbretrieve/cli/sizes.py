@@ -26,6 +26,13 @@ def parse_memory(text: str) -> int:
     return size
 
 
+def memory_of(text: str | None) -> int:
+    """Return the bytes that ``--memory`` names; None: as many as a writer takes by itself. Raises: as parse_memory."""
+    from mbretrieve.index.store import MEMORY
+
+    return MEMORY if text is None else parse_memory(text)
+
+
 def human_size(size: int) -> str:
     """Spell a number of bytes: 17.0 MB."""
     value = float(size)

@@ -26,7 +26,7 @@ from mbretrieve.index.segments import CODEBOOKS, LISTS, NEIGHBORS, SEGMENTS
 from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.index.verify import verify
 from mbretrieve.index.view import Found, Ranked, View, load_view
-from mbretrieve.types import Document, JointVectors, Kind, Metadata, Where
+from mbretrieve.types import Document, JointVectors, Kind, Metadata, Progress, Where
 
 GROUP_SCORES = 1 << 24  # scores held at a time (64 MiB): more queries are answered in groups
 
@@ -175,13 +175,13 @@ class VectorIndex(ABC, Generic[Query]):
         with self.writer() as writer:
             return writer.delete(ids)
 
-    def compact(self, *, retrain: bool = False, memory: int = MEMORY) -> None:
+    def compact(self, *, retrain: bool = False, memory: int = MEMORY, progress: Progress | None = None) -> None:
         """Bring all vectors into as few segments as can be, and give back the disk that nothing needs; commits.
 
         See ``Writer.compact``. Raises: IndexBusyError.
         """
         with self.writer(memory) as writer:
-            writer.compact(retrain=retrain)
+            writer.compact(retrain=retrain, progress=progress)
 
     # Searching
 

@@ -19,6 +19,7 @@ from mbretrieve.index.records import Layout
 from mbretrieve.index.segments import PackedSegment, PackedWriter, Written
 from mbretrieve.index.windows import Table
 from mbretrieve.scoring.native import prepare
+from mbretrieve.types import Progress
 
 Integers = NDArray[np.int64]
 
@@ -116,7 +117,14 @@ def runs(offsets: Integers, windows: Table, rows: Integers, tokens: int) -> Iter
         yield rows[starts[first] : starts[last]]
 
 
-def pack(index: Path, layout: Layout, codebook: Codebook, sources: Sequence[Source], memory: int) -> Written:
+def pack(
+    index: Path,
+    layout: Layout,
+    codebook: Codebook,
+    sources: Sequence[Source],
+    memory: int,
+    progress: Progress | None = None,
+) -> Written:
     """Write the sources' live rows as one packed segment; memory: see ``SegmentWriter.finish``."""
 
     def blocks() -> Iterator[_Block]:
@@ -128,6 +136,8 @@ def pack(index: Path, layout: Layout, codebook: Codebook, sources: Sequence[Sour
                 assigned = codebook.assign(rotated)
                 codes = codebook.encode(rotated, assigned)
                 yield _Block(rotated, assigned, codes, lengths, source.windows[some], source.pooled_of(some))
+                if progress is not None:
+                    progress.advance(len(some), tokens=len(codes))
 
     return _write(index, layout, codebook, blocks(), memory)
 
@@ -199,6 +209,7 @@ def merge(
     segments: Sequence[PackedSegment],
     rows: Sequence[Integers],
     memory: int,
+    progress: Progress | None = None,
 ) -> Written:
     """Copy the live rows of packed segments of one codebook into one segment."""
     writer = PackedWriter(index, layout, codebook)
@@ -214,6 +225,8 @@ def merge(
                 at = _places(segment.offsets, some)
                 pooled = None if segment.pooled is None else segment.pooled[some]
                 writer.append(segment.assignments[at], segment.codes[at], lengths, segment.windows.table[some], pooled)
+                if progress is not None:
+                    progress.advance(len(some), tokens=int(lengths.sum()))
         # What is mapped, and what the build left behind, wants its share of the memory, too.
         if writer.lists is not None:
             merge_lists(writer.lists, [segment.lists for segment in segments], maps, memory // 4)

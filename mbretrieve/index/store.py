@@ -17,7 +17,7 @@ from mbretrieve.index.lock import writer_lock
 from mbretrieve.index.records import Entry, check_batch, check_document, check_text, stored_vectors, to_json
 from mbretrieve.index.vectors import VectorStore
 from mbretrieve.index.words import content_words
-from mbretrieve.types import Metadata
+from mbretrieve.types import Metadata, Progress
 
 MEMORY = 2 << 30
 """Bytes that a writer works in, if it is not told."""
@@ -149,7 +149,7 @@ class Writer:
             self._words.flush()
             self._commit()
 
-    def compact(self, *, retrain: bool = False) -> None:
+    def compact(self, *, retrain: bool = False, progress: Progress | None = None) -> None:
         """Commit, with all live vectors in as few segments as can be, and give back the disk that nothing needs.
 
         ``retrain`` trains one codebook for all of them, for vectors that outgrew theirs (sixteen times as many, or of
@@ -157,7 +157,7 @@ class Writer:
         """
         with self._changing():
             self._drop_contents()
-            self._vectors.compact(retrain=retrain)
+            self._vectors.compact(retrain=retrain, progress=progress)
             self._words.compact()
             self._commit()
         with translated(self._index):

@@ -25,12 +25,14 @@ from mbretrieve.index.segments import (
     store_codebook,
 )
 from mbretrieve.index.windows import Places, Window
+from mbretrieve.types import Progress
 
 if TYPE_CHECKING:
     from mbretrieve.index.codebooks import Codebook
     from mbretrieve.index.packing import Source
 
 PACK_TOKENS = 1 << 20  # written as they came before they are packed, though nothing was committed
+COPIED_ROWS = 1 << 12  # windows that are copied before it is said
 MOST_CODEBOOKS = 4  # each costs a search a look at its centroids: `compact` makes one of many
 
 
@@ -45,6 +47,7 @@ class VectorStore:
         self._segment_key = 0  # of the segment being written; 0 is nobody's
         self._codebooks: dict[int, Codebook] = {}
         self._usual_loss: dict[int, float] = {}  # by codebook, where it is more than the one it was stored with
+        self._progress: Progress | None = None
         self.expected = 0
 
     def sweep(self) -> None:
@@ -152,6 +155,7 @@ class VectorStore:
         if self._segment is None:
             return
         segment, key = self._segment, self._segment_key
+        self._begin("finishing", None)  # of dense vectors the graph or the lists
         files = segment.finish(self.memory)
         self._complete_segment(key, segment.name, segment.rows, segment.tokens, None, files)
         self.mark(key, segment.live)
@@ -164,8 +168,9 @@ class VectorStore:
         for keys in segments_to_merge(self._sizes()):
             self._merge(keys)
 
-    def compact(self, *, retrain: bool) -> None:
+    def compact(self, *, retrain: bool, progress: Progress | None = None) -> None:
         """Bring all live vectors into as few segments as can be; ``retrain``: under one codebook trained for them."""
+        self._progress = progress
         packs = self._catalogue.bits is not None
         if packs and self._raw_tokens() > (0 if self._catalogue.codebooks() else plan.EXACT_TOKENS):
             self._pack_raw(patient=False)
@@ -202,20 +207,25 @@ class VectorStore:
         records = [record for record in self._catalogue.segments() if record.key in keys]
         segments = [self._map(record) for record in records]
         living = [np.flatnonzero(self._catalogue.live(record)) for record in records]
+        self._begin("merging", sum(map(len, living)))
         packed = [segment for segment in segments if isinstance(segment, PackedSegment)]
         if packed:
             from mbretrieve.index.packing import merge
 
             codebook = packed[0].record.codebook
-            written = merge(self._index, self._layout, packed[0].codebook, packed, living, self.memory)
+            written = merge(self._index, self._layout, packed[0].codebook, packed, living, self.memory, self._progress)
             self.replace(written, codebook)
         else:
             for segment, rows in zip(segments, living, strict=True):
                 assert isinstance(segment, RawSegment)
                 segment.verify()  # or a changed byte would get a good checksum
                 into = self._open_segment()
-                for row, window in zip(rows.tolist(), segment.windows.table[rows].tolist(), strict=True):
-                    into.append(segment[row], Window(*window))
+                for first in range(0, len(rows), COPIED_ROWS):
+                    some = rows[first : first + COPIED_ROWS]
+                    for row, window in zip(some.tolist(), segment.windows.table[some].tolist(), strict=True):
+                        into.append(segment[row], Window(*window))
+                    if self._progress is not None:
+                        self._progress.advance(len(some), tokens=int(segment.lengths(some).sum()))
                 self._count_live(self._segment_key, len(rows), int(segment.lengths(rows).sum()))
         self.retire(keys)
 
@@ -245,7 +255,8 @@ class VectorStore:
             if chosen is None:
                 return
             key, codebook = chosen
-            self.replace(pack(self._index, self._layout, codebook, sources, self.memory), key)
+            self._begin("packing", sum(len(source.rows) for source in sources))
+            self.replace(pack(self._index, self._layout, codebook, sources, self.memory, self._progress), key)
         self.retire(keys)
         if self._segment is not None:
             self._database.execute("DELETE FROM segments WHERE key = ?", (self._segment_key,))
@@ -253,7 +264,7 @@ class VectorStore:
 
     def _retrain(self) -> None:
         """Pack every live window again, under one codebook trained for all of them."""
-        from mbretrieve.index.packing import Decoded, Source, pack, runs, train
+        from mbretrieve.index.packing import Decoded, Source, pack, runs
 
         living = {size.key for size in self._sizes()}
         sources = []
@@ -264,14 +275,13 @@ class VectorStore:
                 vectors = Decoded(segment) if isinstance(segment, PackedSegment) else segment.vectors
                 rows = np.flatnonzero(self._catalogue.live(record))
                 sources.append(Source(vectors, segment.offsets, segment.windows.table, rows, segment.pooled))
-        bits = self._catalogue.bits
-        assert bits is not None
-        codebook = train(sources, bits, self._all_tokens(), self.memory)
+        codebook = self._train(sources)
         key = self._put_codebook(codebook)
+        self._begin("packing again", sum(len(source.rows) for source in sources))
         for source in sources:
             for rows in runs(source.offsets, source.windows, source.rows, PACK_TOKENS):
                 part = source._replace(rows=rows)
-                self.replace(pack(self._index, self._layout, codebook, [part], self.memory), key)
+                self.replace(pack(self._index, self._layout, codebook, [part], self.memory, self._progress), key)
         self.retire(living)
 
     def replace(self, written: Written, codebook: int | None) -> None:
@@ -296,10 +306,8 @@ class VectorStore:
 
         None if they are unlike the old ones, but too few to be trained on: who is patient waits for more.
         """
-        from mbretrieve.index.packing import hold_out, loss, train
+        from mbretrieve.index.packing import hold_out, loss
 
-        bits = self._catalogue.bits
-        assert bits is not None
         if records := self._catalogue.codebooks():
             newest = records[-1]
             if newest.key not in self._codebooks:
@@ -314,15 +322,29 @@ class VectorStore:
                 return newest.key, codebook
             if few:
                 return None
-            trained = train(sources, bits, self._all_tokens(), self.memory)
+            trained = self._train(sources)
             # Of the same vectors, which neither has seen: files differ in what any codebook loses of them.
             if loss(codebook, hold_out(sources)[1]) <= plan.DRIFT * trained.error:
                 # Harder to compress, not of another kind: a codebook of their own would lose nearly as much.
                 self._usual_loss[newest.key] = lost
                 return newest.key, codebook
         else:
-            trained = train(sources, bits, self._all_tokens(), self.memory)
+            trained = self._train(sources)
         return self._put_codebook(trained), trained
+
+    def _train(self, sources: Sequence["Source"]) -> "Codebook":
+        """Train a codebook for vectors like the sources'."""
+        from mbretrieve.index.packing import train
+
+        bits = self._catalogue.bits
+        assert bits is not None
+        self._begin("training a codebook", None)
+        return train(sources, bits, self._all_tokens(), self.memory)
+
+    def _begin(self, what: str, windows: int | None) -> None:
+        """Say what is done now, to how many windows."""
+        if self._progress is not None:
+            self._progress.start(what, windows)
 
     def _put_codebook(self, codebook: "Codebook") -> int:
         name, files = store_codebook(self._index, codebook)

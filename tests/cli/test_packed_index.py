@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from mbretrieve import retriever
-from mbretrieve.index import plan
+from mbretrieve.index import base, plan, store
 from tests.cli.conftest import Command, one_line
 
 
@@ -66,8 +67,60 @@ def test_another_kind_has_bits_of_its_own(repo: Path, mbretrieve: Command) -> No
 
 
 @pytest.mark.parametrize("size", ["much", "2", "1KiB"])
-def test_memory_that_is_no_size_is_one_line(repo: Path, mbretrieve: Command, size: str) -> None:
-    assert f"--memory {size}: " in one_line(mbretrieve("index", repo, "--memory", size))
+def test_memory_that_is_no_size_is_one_line(indexed: Path, mbretrieve: Command, size: str) -> None:
+    for command in ("index", "compact", "repair"):
+        assert f"--memory {size}: " in one_line(mbretrieve(command, indexed, "--memory", size))
+
+
+def test_what_works_in_less_gives_the_same(repo: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Told(store.Writer):
+        def __init__(self, index: Path, memory: int = store.MEMORY) -> None:
+            told.append(memory)
+            super().__init__(index, memory)
+
+    assert mbretrieve("index", repo).status == 0
+    monkeypatch.setattr(base, "Writer", Told)
+    assert mbretrieve("compact", "--memory", "64MiB").status == 0
+    assert mbretrieve("compact", "--retrain", "--memory", "65MiB").status == 0
+    assert mbretrieve("compact").status == 0
+    assert mbretrieve("repair", "--memory", "64MiB").status == 0
+    assert told == [64 << 20, 65 << 20, store.MEMORY]
+    assert mbretrieve("verify").status == 0
+
+
+class Shown:
+    """Bars that write down what they are told."""
+
+    phases: ClassVar[list[list[Any]]] = []
+
+    def start(self, description: str, total: int | None) -> None:
+        self.phases.append([description, total, 0, 0])
+
+    def advance(self, steps: int, *, tokens: int = 0) -> None:
+        self.phases[-1][2] += steps
+        self.phases[-1][3] += tokens
+
+    def finish(self) -> None:
+        self.phases.append(["finish", None, 0, 0])
+
+
+def test_compact_says_how_far_it_is(repo: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mbretrieve("index", repo).status == 0
+    (repo / "app/net.py").write_text("import socket\n\n\ndef connect():\n    return socket.create_connection()\n")
+    assert mbretrieve("index", repo).status == 0
+    record = json.loads(mbretrieve("status", "--json").out)
+    monkeypatch.setattr("mbretrieve.cli.compact.progress_bars", Shown)
+    monkeypatch.setattr(Shown, "phases", [])
+    everything = (record["windows"], record["windows"], record["tokens"])
+    assert mbretrieve("compact").status == 0
+    assert ["merging", *everything] in Shown.phases
+    assert Shown.phases[-1][0] == "finish"
+    Shown.phases.clear()
+    assert mbretrieve("compact", "--retrain").status == 0
+    assert [phase[0] for phase in Shown.phases] == ["training a codebook", "packing again", "finish"]
+    assert Shown.phases[1] == ["packing again", *everything]
 
 
 def test_a_build_ends_with_one_segment(repo: Path, mbretrieve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
