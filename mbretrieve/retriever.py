@@ -18,7 +18,7 @@ import numpy as np
 
 from mbretrieve.cutting import passage, windows_of
 from mbretrieve.errors import DataError, ModelError
-from mbretrieve.index import AnyIndex, Entry, Match, create_index, open_index
+from mbretrieve.index import AnyIndex, Effort, Entry, Match, create_index, open_index
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.models.lines import line_shares
@@ -46,7 +46,8 @@ MARKED_SHARE = 0.5  # a line is marked if it has at least this share of the best
 @dataclass(slots=True)
 class AddReport:
     """What an ``add`` did, in documents: ``encoded`` are those whose vectors had to be computed, ``reused`` those whose
-    text was already there under another id or with other metadata; ``tokens`` counts the token vectors written."""
+    text was already there under another id or with other metadata; ``tokens`` counts the token vectors written; ``cut``
+    are those of the encoded ones that the model does not read at once, ``windows`` what they became together."""
 
     added: int = 0
     updated: int = 0
@@ -54,6 +55,8 @@ class AddReport:
     reused: int = 0
     encoded: int = 0
     tokens: int = 0
+    cut: int = 0
+    windows: int = 0
 
 
 @dataclass(slots=True)
@@ -204,6 +207,9 @@ class Session:
             )
         self._writer.add(entries)
         tokens = sum(len(rows_of(window, "colbert")) for entry in entries for window in entry.vectors)
+        several = [len(entry.spans) for entry in entries if len(entry.spans) > 1]
+        self.report.cut += len(several)
+        self.report.windows += sum(several)
         self.report.encoded += len(entries)
         self.report.tokens += tokens
         return tokens
@@ -378,13 +384,16 @@ class Retriever:
         mode: Mode = "hybrid",
         fusion: Fusion = "weighted",
         lexical_weight: float = LEXICAL_WEIGHT,
+        effort: Effort | None = None,
+        exact: bool = False,
     ) -> list[list[Hit]]:
         """Return for each query its best ``k`` documents (all, if there are fewer), best first.
 
         where: metadata filter, see ``types.Where``; ids: rank only these documents; both act before ranking. mode: by
         meaning (``semantic``), by words (``lexical``), or both (``hybrid``). fusion, of both: ``weighted``, a sum of
         scores (see ``index.fusion``), or ``rrf``, a sum of reciprocal ranks, those by words times ``lexical_weight``
-        in either.
+        in either. effort: how far to look by meaning in an index that is packed or searched by a graph (None: as
+        ``index.plan`` has it for its size); exact: score every document by meaning instead.
         Raises: ValueError for k < 1, an unknown mode or fusion; DataError for a filter that does not parse or an empty
         query.
         """
@@ -398,11 +407,12 @@ class Retriever:
         if mode == "lexical":
             found = self.index.lexical(queries, k, where=where, ids=ids)
         elif mode == "semantic":
-            found = self.index.search(self.asking.encode_queries(queries), k, where=where, ids=ids)
+            vectors = self.asking.encode_queries(queries)
+            found = self.index.search(vectors, k, where=where, ids=ids, effort=effort, exact=exact)
         elif mode == "hybrid":
             depth = max(DEPTH, 2 * k)
             # The best few of many candidates matter to fusion: it is not worth the time to be sure of the last of them.
-            effort = replace(self.index.effort(max(1, depth // SURE)), sure=k)
+            planned = effort or replace(self.index.effort(max(1, depth // SURE)), sure=k)
             found = self.index.search_both(
                 self.asking.encode_queries(queries),
                 queries,
@@ -411,7 +421,8 @@ class Retriever:
                 depth=depth,
                 where=where,
                 ids=ids,
-                effort=effort,
+                effort=planned,
+                exact=exact,
             )
         else:
             raise ValueError(f"mode is {mode!r}; 'hybrid', 'semantic' or 'lexical' was expected")

@@ -10,7 +10,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 EXPECTED = {
     "code_search.py": ["files", "rag.py:", "prompt"],
     "documents.py": ["harbour-report", "characters", "breakwater was paid for by a loan"],
-    "own_vectors.py": ["8.00  page 42", "looking further: page 42 - every document: page 42", "['note 5',"],
+    "own_vectors.py": [
+        "8.00  page 42",
+        "looking further: page 42 - every document: page 42",
+        "streamed: 208,500 tokens",
+        "found: page 0",
+        "['note 5',",
+    ],
     "rag.py": ["[1] (page 12) Employees have 25 days of leave", "Question: how many vacation days"],
 }
 

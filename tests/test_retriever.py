@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from mbretrieve.cutting import cut, passage
 from mbretrieve.errors import DataError, IndexFormatError, ModelError
+from mbretrieve.index import Effort
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.models import load_encoder
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.models.joint import JointEncoder
-from mbretrieve.retriever import Retriever
+from mbretrieve.retriever import Mode, Retriever
 from mbretrieve.types import Document, rows_of
 
 DOCUMENTS = [
@@ -99,6 +100,19 @@ def test_the_two_rankings_are_joined_by_scores_or_by_ranks(retriever: Retriever)
         assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-4)
     with pytest.raises(ValueError, match="'weighted' or 'rrf'"):
         retriever.search(["x"], fusion="sum")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "semantic"])
+def test_how_far_to_look_can_be_said(retriever: Retriever, model: object, mode: Mode) -> None:
+    """All but a joint index compare every vector here; that one fetches as many documents as it is told."""
+    retriever.add(DOCUMENTS)
+    [usual], [exact] = (retriever.search(["capital"], k=5, mode=mode, exact=exact) for exact in (False, True))
+    assert [(hit.id, hit.score) for hit in exact] == [(hit.id, pytest.approx(hit.score, abs=1e-4)) for hit in usual]
+    [little] = retriever.search(["capital"], k=5, mode=mode, effort=Effort(probes=1, tokens=1, rescore=1))
+    if isinstance(model, JointEncoder):  # what was found by words, too, is joined to it
+        assert len(little) == 1 if mode == "semantic" else len(little) < 5
+    else:
+        assert little == usual
 
 
 def test_k_over_the_corpus_gives_every_document(retriever: Retriever) -> None:

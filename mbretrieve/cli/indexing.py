@@ -251,6 +251,8 @@ def summary(report: "SyncReport") -> list[str]:
     done = report.documents
     units = f"{done.encoded} encoded, {done.reused} reused, {report.removed} removed"
     lines = [f"{report.files:,} files: {files}", f"units: {units}; {done.tokens:,} tokens in {report.seconds:.1f} s"]
+    if done.cut:
+        lines.append(f"windows: {done.cut:,} units longer than the model reads at once became {done.windows:,} windows")
     if report.skipped.total:
         reasons = sorted(report.skipped.counts.items(), key=lambda item: -item[1])
         lines.append(f"left out: {', '.join(f'{count:,} {reason}' for reason, count in reasons)}")

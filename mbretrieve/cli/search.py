@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -57,6 +57,12 @@ UNITS_A_FILE = 20  # for -l: the best units often stand in few files
     show_default=True,
     help="Join the two by a weighted sum of scores, or by reciprocal ranks.",
 )
+@click.option(
+    "--effort",
+    metavar="PROBES,TOKENS,RESCORE",
+    help="How far to look by meaning in a large index. Default: by a table (mbretrieve/index/plan.py).",
+)
+@click.option("--exact", is_flag=True, help="Score every unit by meaning instead.")
 @click.option("--where", multiple=True, metavar="COND", help="key=value, key=a,b, key>=v, key<v (repeatable: and).")
 @include_option
 @exclude_option
@@ -74,6 +80,8 @@ def command(
     paths_only: bool,
     mode: Mode,
     fusion: Fusion,
+    effort: str | None,
+    exact: bool,
     where: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -92,6 +100,10 @@ def command(
     PATH. If at most 32 files, of at most 512 kB together, have changed since it was last brought up to date, they are
     indexed first.
 
+    A large index is not looked through: --effort says how many lists of it are visited for each token of the query, how
+    many tokens are fetched and how many units scored. More find more, and take longer; `mbretrieve bench index` shows
+    how much on your index.
+
     A unit of more than 20 lines is shown around its best lines, which are marked with ">".
 
     --where filters by metadata: path, language, unit (function, method, class, block, section, document), name,
@@ -109,6 +121,7 @@ def command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from mbretrieve.scoring import sparing_torch
 
+    looking = _looking(effort, exact)
     conditions, pattern = parse_where(where) or None, _compile(regex)
     choice = ModelChoice(model, kind, device, dtype)
     target = _target(path, index, choice, yes)
@@ -122,7 +135,8 @@ def command(
         _say_if_cut(retriever, query, mode)
         wanted = k * UNITS_A_FILE if paths_only and not as_json else k
         some = ids is None or ids
-        hits = retriever.search([query], wanted, where=conditions, ids=ids, mode=mode, fusion=fusion)[0] if some else []
+        how: dict[str, Any] = {"mode": mode, "fusion": fusion, **looking}
+        hits = retriever.search([query], wanted, where=conditions, ids=ids, **how)[0] if some else []
         naming = path_of(retriever.index)
         if as_json:
             print_json(hits, naming)
@@ -132,6 +146,23 @@ def command(
             print_hits(hits, best_lines(retriever, query, hits, pattern, mode == "lexical"), context, naming)
         if not hits:
             say("nothing found")
+
+
+def _looking(effort: str | None, exact: bool) -> dict[str, Any]:
+    """Return how far to look, as ``Retriever.search`` takes it. Raises: DataError."""
+    if effort is None:
+        return {"exact": exact}
+    from mbretrieve.index import Effort
+
+    if exact:
+        raise DataError(f"--effort {effort} and --exact came, expected one of them")
+    try:
+        probes, tokens, rescore = map(int, effort.split(","))
+        return {"effort": Effort(probes, tokens, rescore)}
+    except ValueError:
+        raise DataError(
+            f"--effort {effort}: expected three numbers of at least 1, lists, tokens and units, as in 64,4096,600"
+        ) from None
 
 
 def _compile(regex: str | None) -> re.Pattern[str] | None:

@@ -232,6 +232,7 @@ class VectorIndex(ABC, Generic[Query]):
         where: Where | None = None,
         ids: Collection[str] | None = None,
         effort: Effort | None = None,
+        exact: bool = False,
     ) -> list[list[Match]]:
         """Return for each query, by its vectors and its text, the best ``k`` documents by what ``join`` makes of their
         scores by meaning and by words; equal scores by id.
@@ -253,7 +254,10 @@ class VectorIndex(ABC, Generic[Query]):
             best = best_of(scores, depth)
             worded, scores = worded[best], scores[best]
             also = worded[best_of(scores, max(1, depth // 2))]
-            [found] = self._candidates(view, [query], positions, depth, effort, view.positions(also))
+            if exact:
+                found = Found(positions, self._score_windows(view, [query], positions)[0])
+            else:
+                [found] = self._candidates(view, [query], positions, depth, effort, view.positions(also))
             by = view.by_content(found)
             chosen = best_of(by.scores, depth) | is_among(by.contents, also)
             contents, has_words = by.contents[chosen], is_among(by.contents[chosen], worded)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,30 @@ def test_several_paths_go_into_one_named_index(repo: Path, cache: Path, tmp_path
     (third / "sea.md").write_text("# Ships\n\nBoats sail across the ocean.\n")
     assert "1 new, 0 changed, 0 gone, 3 unchanged" in mbretrieve("index", third, "--index", index).out
     assert mbretrieve("search", "boats on the ocean", "--index", index, "-l").out.startswith("more/sea.md\n")
+
+
+def test_what_the_model_does_not_read_at_once_becomes_windows(repo: Path, mbretrieve: Command) -> None:
+    before = json.loads(mbretrieve("status", "--index", indexed_at(repo, mbretrieve), "--json").out)
+    assert before["windows"] == before["documents"]
+    for number, chapters in ((1, 40), (2, 90)):
+        lines = [
+            f"Chapter {chapter} of {number}: the keeper of the lighthouse counts ships." for chapter in range(chapters)
+        ]
+        (repo / f"docs/long{number}.txt").write_text("\n".join(lines))
+    done = mbretrieve("index", repo, "--unit", "document")
+    found = re.search(r"  windows: 2 units longer than the model reads at once became (\d+) windows\n", done.out)
+    assert found, done.out
+    record = json.loads(mbretrieve("status", "--json").out)
+    assert record["windows"] == record["documents"] - 2 + int(found[1])
+    assert f"windows:    {record['windows']:,};" in mbretrieve("status").out
+    assert "windows:" not in mbretrieve("index", repo).out
+
+
+def indexed_at(repo: Path, mbretrieve: Command) -> str:
+    """Index the folder; return where its index is."""
+    done = mbretrieve("index", repo, "--unit", "document")
+    assert "windows:" not in done.out, "every file is short"
+    return str(json.loads(mbretrieve("status", "--json").out)["index"])
 
 
 def test_one_file_can_be_indexed(repo: Path, mbretrieve: Command) -> None:

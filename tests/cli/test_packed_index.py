@@ -136,3 +136,21 @@ def test_a_build_ends_with_one_segment(repo: Path, mbretrieve: Command, monkeypa
     assert mbretrieve("index", repo).status == 0
     assert json.loads(mbretrieve("status", "--json").out)["segments"] == 2, "a small change copies nothing"
     assert mbretrieve("verify").status == 0
+
+
+def test_how_far_to_look_can_be_said(repo: Path, mbretrieve: Command) -> None:
+    assert mbretrieve("index", repo, "--bits", 8).status == 0
+
+    def found(*options: str) -> dict[str, float]:
+        done = mbretrieve("search", "read the configuration file", "--json", *options)
+        assert done.status == 0, done
+        return {hit["id"]: hit["score"] for hit in json.loads(done.out)}
+
+    for mode in ("semantic", "hybrid"):
+        everything = found("--mode", mode, "--exact")
+        assert found("--mode", mode, "--effort", "1000,100000,1000") == pytest.approx(everything)
+        assert len(everything) == json.loads(mbretrieve("status", "--json").out)["documents"]
+    assert len(found("--mode", "semantic", "--effort", "1,1,1")) == 1, "one window is all that was asked for"
+    for effort in ("1,2", "1,2,3,4", "0,1,1", "1,x,1", "-1,1,1"):
+        assert f"--effort {effort}: expected three numbers" in one_line(mbretrieve("search", "q", "--effort", effort))
+    assert "expected one of them" in one_line(mbretrieve("search", "q", "--exact", "--effort", "1,1,1"))
