@@ -16,7 +16,8 @@ import torch
 from mbretrieve.bench import flops
 from mbretrieve.bench.capacity import fits_in_memory, largest
 from mbretrieve.bench.engines import Engine, Place, agreement, start
-from mbretrieve.bench.roofline import products
+from mbretrieve.bench.engines import parse as parse_dtypes
+from mbretrieve.bench.roofline import PEAKS, products
 from mbretrieve.bench.shapes import SHAPES, write_model
 from mbretrieve.bench.turns import take_turns
 from mbretrieve.bench.works import WORKS, Documents, Work, documents, lengths, parse, words
@@ -38,8 +39,10 @@ SECONDS = 20.0
 MEASURED = (
     "tokens of documents, padding not counted, from text to float32 vectors on the host; medians of engines that take "
     "turns; roofline: a layer's four matrix products, batch_tokens rows at a time, in the same turns; share of it: "
-    "operations of layers' matrices, attention within reach and projection, nothing else counted; largest_batch: "
-    "documents of the work's greatest length in one batch, on CUDA only"
+    "operations of layers' matrices, attention within reach and projection, nothing else counted; share_of_peak: the "
+    "same of what the device's maker promises, where it is known; variable_to_fixed: tokens/s at lengths about half "
+    "the size over those at the whole of it; largest_batch: documents of the work's greatest length in one batch, on "
+    "CUDA only"
 )
 _PART = 10  # mbretrieve's run is to take this part of the time: a peer may be so many times as slow
 _MOST_TOKENS = 1 << 20
@@ -52,7 +55,8 @@ class Asked:
     """What is to be measured.
 
     ``model``: as ``ColBERT.from_pretrained`` takes it; or ``shapes``, a name in SHAPES, for random weights. ``work``:
-    names in WORKS parted by commas; None: all that the model has positions for. ``seconds``: for an engine on a work,
+    names in WORKS parted by commas; None: all that the model has positions for. ``dtype``: mbretrieve's, parted by
+    commas; None: as it runs by itself, on a CPU in int8, too. ``seconds``: for an engine on a work,
     about; each runs once at least. ``batch_tokens`` go through at once.
     """
 
@@ -60,6 +64,7 @@ class Asked:
     shapes: str | None = None
     device: str | None = None
     work: str | None = None
+    dtype: str | None = None
     peers: bool = False
     seconds: float = SECONDS
     batch_tokens: int = BATCH_TOKENS
@@ -72,6 +77,7 @@ class Asked:
             ("--shapes", self.shapes),
             ("--device", self.device),
             ("--work", self.work),
+            ("--dtype", self.dtype),
             ("--seconds", None if self.seconds == SECONDS else f"{self.seconds:g}"),
             ("--batch-tokens", None if self.batch_tokens == BATCH_TOKENS else str(self.batch_tokens)),
         ):
@@ -81,7 +87,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one engine gives on one work; ``seconds`` are its runs'. ``largest_batch`` is None but on a CUDA device."""
+    """What one engine gives on one work; ``seconds`` are its runs'. ``peak``: GFLOP/s that the device's maker promises,
+    if it is known. ``largest_batch`` is None but on a CUDA device."""
 
     work: str
     engine: str
@@ -92,6 +99,7 @@ class Row:
     operations: int
     seconds: list[float]
     roofline: float
+    peak: float | None
     largest_batch: int | None
     least_cosine: float
 
@@ -116,6 +124,11 @@ class Row:
         return self.operations / self.median / 1e9 / self.roofline
 
     @property
+    def share_of_peak(self) -> float | None:
+        """The same over what the device's maker promises."""
+        return None if self.peak is None else self.operations / self.median / 1e9 / self.peak
+
+    @property
     def roofline_tokens_per_second(self) -> float:
         """What it would be at the whole of the roofline."""
         return self.tokens_per_second / self.share_of_roofline
@@ -128,6 +141,7 @@ class Row:
             "dtype": self.dtype,
             "tokens_per_second": round(self.tokens_per_second, 1),
             "share_of_roofline": round(self.share_of_roofline, 4),
+            "share_of_peak": None if self.share_of_peak is None else round(self.share_of_peak, 4),
             "largest_batch": self.largest_batch,
             "attention": self.attention,
             "documents_per_second": round(self.documents / self.median, 2),
@@ -137,6 +151,15 @@ class Row:
             "tokens": self.tokens,
             "seconds": [round(run, 4) for run in self.seconds],
         }
+
+
+class Ratio(NamedTuple):
+    """How fast an engine is at variable lengths over how fast it is at fixed ones, up to one size in tokens."""
+
+    size: int
+    engine: str
+    dtype: str
+    ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +174,15 @@ class Report:
     left_out: dict[str, str]
     asked: Asked
 
+    def variable_to_fixed(self) -> list[Ratio]:
+        """Return for each engine, and size measured in both ways, its speed at variable lengths over fixed ones."""
+        speeds = {(row.work, row.engine, row.dtype): row.tokens_per_second for row in self.rows}
+        return [
+            Ratio(size, engine, dtype, speed / speeds[f"{size}-fixed", engine, dtype])
+            for (work, engine, dtype), speed in speeds.items()
+            if work == f"{(size := WORKS[work].longest)}-variable" and (f"{size}-fixed", engine, dtype) in speeds
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """Return the figures and what they rest on; no path of this machine."""
         config = self.config
@@ -158,6 +190,9 @@ class Report:
             "machine": provenance.machine() | {"device": device_name(self.device)},
             "roofline_gflops": {dtype: round(rate, 1) for dtype, rate in self.roofline.items()},
             "rows": [row.as_json() for row in self.rows],
+            "variable_to_fixed": [
+                {**ratio._asdict(), "ratio": round(ratio.ratio, 4)} for ratio in self.variable_to_fixed()
+            ],
             "left_out": self.left_out,
             "model": {
                 "name": self.model,
@@ -185,10 +220,12 @@ def device_name(device: torch.device) -> str:
 def measure(asked: Asked, progress: Progress | None = None) -> Report:
     """Measure every engine on every work, and the roofline beside them.
 
-    Raises: DataError for a work that is none or is too long, ModelError as ``ColBERT.from_pretrained``.
+    Raises: DataError for a work or a dtype that is none, or a work that is too long; ModelError as
+    ``ColBERT.from_pretrained``.
     """
     if asked.model is not None and asked.shapes is not None:
         raise DataError(f"--model {asked.model} and --shapes {asked.shapes} came, expected one of them")
+    dtypes = parse_dtypes(asked.dtype)
     where = resolve_device(asked.device)
     with tempfile.TemporaryDirectory(prefix="mbretrieve-bench-") as place:
         folder = Path(place) / "model"
@@ -196,7 +233,7 @@ def measure(asked: Asked, progress: Progress | None = None) -> Report:
         plain = ColBERT.from_pretrained(folder, device="cpu", dtype="float32")
         config = plain.backbone.config
         works = parse(asked.work, config.max_position_embeddings)
-        started = start(Place(folder, where, asked.batch_tokens), asked.peers)
+        started = start(Place(folder, where, asked.batch_tokens), asked.peers, dtypes)
         left_out = started.left_out | {
             other: f"documents of {WORKS[other].longest} tokens; the model has {config.max_position_embeddings} "
             "positions"
@@ -309,6 +346,7 @@ class _Bench:
                 operations=flops.documents(config, head, one.documents.lengths),
                 seconds=seconds,
                 roofline=rates[engine.dtype],
+                peak=PEAKS.get((device_name(self._device), engine.dtype)),
                 largest_batch=most,
                 least_cosine=cosine,
             )

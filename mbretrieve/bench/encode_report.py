@@ -16,14 +16,17 @@ def write(path: Path, report: Report) -> None:
 
 
 def print_table(report: Report, console: Console) -> None:
-    """Print a line an engine, work by work; ``times`` is how many times as fast as it mbretrieve is, as shipped."""
+    """Print a line an engine, work by work, and what the columns do not show."""
     console.print(f"{report.model}, on {device_name(report.device)}, {report.asked.batch_tokens:,} tokens at once")
     for dtype, rate in report.roofline.items():
         console.print(f"roofline, {dtype} matrix products of these shapes: {rate:,.0f} GFLOP/s")
-    table = Table()
+    caption = f"times: how many times as fast as the line's engine {report.rows[0].label} is" if report.rows else None
+    table = Table(caption=caption, caption_justify="left")
     for name in ("work", "engine"):
         table.add_column(name, no_wrap=True)
-    for name in ("tokens/s", "documents/s", "of roofline", "times", "largest batch"):
+    known = any(row.peak is not None for row in report.rows)
+    peak = ("of peak",) if known else ()
+    for name in ("tokens/s", "documents/s", "of roofline", *peak, "times", "largest batch"):
         table.add_column(name, justify="right", no_wrap=True)
     for rows in by_work(report):
         for row in rows:
@@ -33,11 +36,16 @@ def print_table(report: Report, console: Console) -> None:
                 f"{row.tokens_per_second:,.0f}",
                 f"{row.documents / row.median:,.1f}",
                 f"{row.share_of_roofline:.0%}",
+                *(["-" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"] if known else []),
                 "" if row is rows[0] else f"{rows[0].tokens_per_second / row.tokens_per_second:.2f}",
                 "-" if row.largest_batch is None else f"{row.largest_batch:,}",
                 end_section=row is rows[-1],
             )
     console.print(table)
+    for dtype, peak_rate in {row.dtype: row.peak for row in report.rows if row.peak is not None}.items():
+        console.print(f"peak, {dtype}: {peak_rate / 1000:,.0f} TFLOP/s, as the maker has it")
+    for size, engine, dtype, ratio in report.variable_to_fixed():
+        console.print(f"{size} tokens, variable over fixed lengths: {engine} {dtype}: {ratio:.2f}x")
     for what, why in report.left_out.items():
         console.print(f"left out: {what}: {why}")
 

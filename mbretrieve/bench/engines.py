@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mbretrieve.bench.works import Documents
+from mbretrieve.errors import DataError
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.device import default_dtype
 from mbretrieve.types import FloatArray
@@ -23,6 +24,21 @@ from mbretrieve.types import FloatArray
 OURS: dict[str, tuple[str | None, ...]] = {"cpu": (None, "int8")}
 """The dtypes in which mbretrieve runs on a kind of device, as ``from_pretrained`` takes them; None: as shipped, the
 device's best, and that alone where nothing is said."""
+DTYPES = ("bfloat16", "float16", "float32", "int8")
+"""Those that can be asked for."""
+
+
+def parse(names: str | None) -> tuple[str, ...] | None:
+    """Read a list of dtypes parted by commas; None: those that mbretrieve runs in by itself.
+
+    Raises: DataError for a name that is none.
+    """
+    if names is None:
+        return None
+    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not chosen or not set(chosen) <= set(DTYPES):
+        raise DataError(f"dtype is {names!r}, expected some of {','.join(DTYPES)}")
+    return chosen
 
 
 class Place(NamedTuple):
@@ -160,12 +176,13 @@ class Started(NamedTuple):
     left_out: dict[str, str]
 
 
-def start(place: Place, peers: bool) -> Started:
-    """Load the model into mbretrieve and, if they are asked for, into each peer: as shipped (float32) and at its best.
+def start(place: Place, peers: bool, dtypes: Sequence[str | None] | None = None) -> Started:
+    """Load the model into mbretrieve, in each dtype, and if they are asked for into each peer: as shipped (float32) and
+    at its best.
 
     Raises: ModelError if mbretrieve cannot load it.
     """
-    started = Started([Ours(place, dtype) for dtype in OURS.get(place.device.type, (None,))], {})
+    started = Started([Ours(place, dtype) for dtype in dtypes or OURS.get(place.device.type, (None,))], {})
     if not peers:
         return started
     for peer in PEERS:

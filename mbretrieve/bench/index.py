@@ -16,14 +16,14 @@ import numpy as np
 from mbretrieve.bench.build import building
 from mbretrieve.cores import usable_cores
 from mbretrieve.cutting import passage
-from mbretrieve.errors import DataError
+from mbretrieve.errors import DataError, ModelError
 from mbretrieve.evaluation import exact, provenance
 from mbretrieve.evaluation.metrics import agreement
 from mbretrieve.index import AnyIndex, Effort, Match
 from mbretrieve.index.store import MEMORY
 from mbretrieve.retriever import Retriever
 from mbretrieve.scoring.native import prepare
-from mbretrieve.types import FloatArray, Head, JointVectors, Kind, Progress, Run, as_window, rows_of
+from mbretrieve.types import Encoder, FloatArray, Head, JointVectors, Kind, Progress, Run, as_window, rows_of
 
 Query = FloatArray | JointVectors
 Truth = Literal["stored", "model"]
@@ -272,8 +272,21 @@ def _vectors(retriever: Retriever, asked: Sequence[Asked]) -> list[Query]:
     for one in asked:
         _check(one, status)
     texts = [one.text for one in asked if one.vectors is None]
-    encoded = iter(retriever.model.encode_queries(texts) if texts else [])
+    encoded = iter(_model(retriever, asked).encode_queries(texts) if texts else [])
     return [as_window(next(encoded)) if one.vectors is None else one.vectors for one in asked]
+
+
+def _model(retriever: Retriever, asked: Sequence[Asked]) -> Encoder:
+    """Return what encodes texts. Raises: DataError, at the first of them, if no model is known."""
+    try:
+        _ = retriever.identity
+    except ModelError:
+        wanted = WANTED[retriever.index.kind].format(**retriever.status())
+        line = next(one.line for one in asked if one.vectors is None)
+        raise DataError(
+            f"{line}: a text came, but {retriever.index.path} was made of one's own vectors: expected {wanted}"
+        ) from None
+    return retriever.model
 
 
 def _measure(

@@ -9,6 +9,11 @@ from mbretrieve.models.amx import Rows
 from mbretrieve.models.config import ModernBertConfig
 from mbretrieve.models.int8 import Int8Linear
 
+PEAKS: dict[tuple[str, str], float] = {
+    (name, dtype): 989e3 for name in ("NVIDIA H200", "NVIDIA H100 80GB HBM3") for dtype in ("bfloat16", "float16")
+}
+"""GFLOP/s of dense matrix products that a maker promises, by what torch calls the device (of the SXM form: the others
+have less) and dtype: NVIDIA H100 and H200 Tensor Core GPU datasheets."""
 _LAYERS = 4  # so many layers' weights, so that they come from memory where a model's would
 
 

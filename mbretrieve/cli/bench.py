@@ -73,6 +73,11 @@ def index(index: Path, queries: Path, output: Path | None, exact_from: Literal["
     metavar="WORK,...",
     help="512-fixed, 512-variable, 8192-fixed, 8192-variable, mixed. Default: all that the model has positions for.",
 )
+@click.option(
+    "--dtype",
+    metavar="DTYPE,...",
+    help="mbretrieve's: bfloat16, float16, float32, int8 (on a CPU). Default: the device's best; on a CPU int8, too.",
+)
 @click.option("--peers", is_flag=True, help="Beside transformers and sentence-transformers, those installed.")
 @click.option(
     "--seconds",
@@ -98,7 +103,9 @@ def encode(output: Path | None, **asked: Any) -> None:
     one batch. --peers run as shipped (float32) and in the device's best number format.
 
     --json writes {"machine", "roofline_gflops": by dtype, "rows": [{"work", "engine", "dtype", "tokens_per_second",
-    "share_of_roofline", "largest_batch"}], ...} and draws a PNG beside it.
+    "share_of_roofline", "share_of_peak", "largest_batch"}], "variable_to_fixed": [{"size", "engine", "dtype",
+    "ratio"}], ...} and draws a PNG beside it. share_of_peak is of what the device's maker promises, null where that is
+    not known.
     """
     from mbretrieve.bench import encode_report
     from mbretrieve.bench.encode import Asked, measure

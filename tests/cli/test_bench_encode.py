@@ -97,6 +97,29 @@ def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, short: Pa
     assert record["rows"][0]["tokens"] % 512 == 0
 
 
+def test_in_the_dtypes_that_are_named(tmp_path: Path, mbretrieve: Command) -> None:
+    out = tmp_path / "out.json"
+    work = ("--work", "512-fixed,512-variable", "--dtype", "float32, bfloat16")
+    done = mbretrieve("bench", "encode", *work, "--device", "cpu", *SHORT, "--json", out)
+    assert done.status == 0, done
+    record = figures(out)
+    assert [(row["work"], row["dtype"]) for row in record["rows"]] == [
+        (work, dtype) for work in ("512-fixed", "512-variable") for dtype in ("float32", "bfloat16")
+    ]
+    assert record["roofline_gflops"].keys() == {"float32", "bfloat16"}
+    assert "--dtype 'float32, bfloat16'" in record["command"]
+    assert all(row["share_of_peak"] is None for row in record["rows"])
+    speeds = {(row["work"], row["dtype"]): row["tokens_per_second"] for row in record["rows"]}
+    ratios = {(one["size"], one["engine"], one["dtype"]): one["ratio"] for one in record["variable_to_fixed"]}
+    assert ratios == {
+        (512, "mbretrieve", dtype): pytest.approx(speeds["512-variable", dtype] / speeds["512-fixed", dtype], rel=1e-3)
+        for dtype in ("float32", "bfloat16")
+    }
+    assert "512 tokens, variable over fixed lengths: mbretrieve float32: " in done.out
+    assert "times: how many times as fast as the line's engine mbretrieve float32 is" in done.out
+    assert "of peak" not in done.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -105,6 +128,8 @@ def test_without_works_it_is_all_that_the_model_can_do(tmp_path: Path, short: Pa
         (("--model", "mbretrieve/mini-v3", "--shapes", "base"), "expected one of them"),
         (("--model", "no/such/folder"), "there is no folder"),
         (("--device", "nonsense"), "expected a torch device"),
+        (("--dtype", "float64"), "dtype is 'float64', expected some of bfloat16,float16,float32,int8"),
+        (("--dtype", ","), "expected some of"),
         (("--json", "no-such-folder/out.json"), "is no folder"),
     ],
 )
