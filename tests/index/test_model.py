@@ -8,6 +8,7 @@ hundred differ, these are near the vectors that came.
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -314,21 +315,23 @@ class LossyMachine(PackedMachine):
 MACHINES = [MultiVectorMachine, DenseMachine, PackedMachine, LossyMachine]
 
 
-def run(machine: type[Machine], examples: int) -> None:
+def run(machine: type[Machine], examples: int, counted: Callable[[str], None]) -> None:
     some = settings(
         max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     machine.steps = 0
     run_state_machine_as_test(machine, settings=some)
-    print(f"{machine.__name__}: {machine.steps:,} steps")
+    counted(f"{machine.steps:,} steps")
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_an_index_is_a_dictionary_with_exact_scores(machine: type[Machine]) -> None:
-    run(machine, 30 if issubclass(machine, PackedMachine) else 50)
+def test_an_index_is_a_dictionary_with_exact_scores(machine: type[Machine], counted: Callable[[str], None]) -> None:
+    run(machine, 30 if issubclass(machine, PackedMachine) else 50, counted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
-def test_an_index_is_a_dictionary_with_exact_scores_after_many_steps(machine: type[Machine]) -> None:
-    run(machine, 1000)
+def test_an_index_is_a_dictionary_with_exact_scores_after_many_steps(
+    machine: type[Machine], counted: Callable[[str], None]
+) -> None:
+    run(machine, 1000, counted)

@@ -70,7 +70,7 @@ def count_steps(work: Callable[[], None]) -> int:
     return steps[0]
 
 
-def kill(path: Path, name: str, most: int) -> None:
+def kill(path: Path, name: str, most: int, counted: Callable[[str], None]) -> None:
     make, commits = WORK[name]
     origin = path.with_name("origin")
     make(origin)
@@ -102,7 +102,7 @@ def kill(path: Path, name: str, most: int) -> None:
                 there = path / folder
                 assert len(list(there.iterdir() if there.exists() else [])) == count, "leftovers were not swept"
     assert reached == len(commits)
-    print(f"{name}: killed at {len(tried):,} of {steps:,} steps")
+    counted(f"killed at {len(tried):,} of {steps:,} steps")
 
 
 def test_a_reader_keeps_its_generation_though_its_segments_are_dropped(path: Path) -> None:
@@ -120,14 +120,18 @@ def test_a_reader_keeps_its_generation_though_its_segments_are_dropped(path: Pat
 
 
 @pytest.mark.parametrize("name", WORK)
-def test_killed_at_some_steps_it_holds_the_last_commit_or_the_one_before(path: Path, name: str) -> None:
-    kill(path, name, 12)
+def test_killed_at_some_steps_it_holds_the_last_commit_or_the_one_before(
+    path: Path, name: str, counted: Callable[[str], None]
+) -> None:
+    kill(path, name, 12, counted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORK)
-def test_killed_at_every_step_it_holds_the_last_commit_or_the_one_before(path: Path, name: str) -> None:
-    kill(path, name, 1 << 30)
+def test_killed_at_every_step_it_holds_the_last_commit_or_the_one_before(
+    path: Path, name: str, counted: Callable[[str], None]
+) -> None:
+    kill(path, name, 1 << 30, counted)
 
 
 def answers(index: Any) -> Iterator[Any]:
@@ -137,7 +141,7 @@ def answers(index: Any) -> Iterator[Any]:
     yield index.search(asked, 3, where={"n": {"lt": 6}})
 
 
-def reading(path: Path, seconds: float) -> None:
+def reading(path: Path, seconds: float, counted: Callable[[str], None]) -> None:
     """Four readers search while another process updates and compacts; its commits are made again after, one by one, and
     every answer must be that of its generation searched alone."""
     make_packed(path)
@@ -192,7 +196,7 @@ def reading(path: Path, seconds: float) -> None:
         update(origin, number, answer)
     assert len({generation for generation, _ in seen}) > 5, "the readers saw hardly any commit"
     assert all(found in alone[generation] for generation, found in seen)
-    print(f"{len(seen):,} answers of {len({generation for generation, _ in seen}):,} generations of {len(alone):,}")
+    counted(f"{len(seen):,} answers of {len({generation for generation, _ in seen}):,} generations of {len(alone):,}")
 
 
 def update(path: Path, number: int, after: Callable[[Path], None] = lambda path: None) -> None:
@@ -208,13 +212,15 @@ def update(path: Path, number: int, after: Callable[[Path], None] = lambda path:
             after(path)
 
 
-def test_every_answer_is_of_one_generation_while_a_writer_updates_and_compacts(path: Path) -> None:
-    reading(path, 2)
+def test_every_answer_is_of_one_generation_while_a_writer_updates_and_compacts(
+    path: Path, counted: Callable[[str], None]
+) -> None:
+    reading(path, 2, counted)
 
 
 @pytest.mark.slow
-def test_every_answer_is_of_one_generation_for_a_minute(path: Path) -> None:
-    reading(path, 60)
+def test_every_answer_is_of_one_generation_for_a_minute(path: Path, counted: Callable[[str], None]) -> None:
+    reading(path, 60, counted)
 
 
 LIMITS = [5_000, 50_000, 130_000, 160_000, 250_000]

@@ -56,7 +56,7 @@ def count_steps(path: Path) -> int:
 
 
 def test_killed_at_any_step_it_holds_the_last_commit_or_the_one_before(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, counted: Callable[[str], None]
 ) -> None:
     monkeypatch.setattr(merging, "FAN", 2)
     origin, done = path.with_name("origin"), path.with_name("done")
@@ -87,7 +87,7 @@ def test_killed_at_any_step_it_holds_the_last_commit_or_the_one_before(
             segments = index.status()["segments"]
         assert len(list((path / "segments").iterdir())) == segments, "leftovers were not swept"
     assert reached == 2
-    print(f"killed at {len(tried)} of {steps} steps")
+    counted(f"killed at {len(tried)} of {steps} steps")
 
 
 def test_killed_while_it_is_made_it_can_be_made_again(path: Path) -> None:

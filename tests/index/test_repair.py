@@ -201,7 +201,7 @@ def test_what_cannot_be_repaired_is_said_in_a_line(path: Path) -> None:
         repaired(path)
 
 
-def test_killed_a_repair_can_be_run_again(path: Path) -> None:
+def test_killed_a_repair_can_be_run_again(path: Path, counted: Callable[[str], None]) -> None:
     origin = path.with_name("origin")
     make_packed(origin)
     for name in ("lists flipped", "codes flipped", "a text", "words", "filters"):
@@ -216,7 +216,7 @@ def test_killed_a_repair_can_be_run_again(path: Path) -> None:
         assert in_child(dying_at(step, lambda: repaired(path), effects=True)) == -signal.SIGKILL
         repaired(path)
         assert state(path) == expected
-    print(f"killed at {len(tried)} of {steps} steps")
+    counted(f"killed at {len(tried)} of {steps} steps")
 
 
 def repaired(path: Path) -> None:
