@@ -31,7 +31,8 @@ def command(recipe: Path, settings: tuple[str, ...], output: Path | None, resume
     DIR/checkpoints keeps the last states and the end of each phase, each of them a model too: one of these, with
     start.optimizer=true, is where an annealing on texts of your own begins. DIR/log.jsonl has a line a logged step;
     DIR/curves.png draws it. Ctrl-C and SIGTERM write a checkpoint and stop.
-    Several processes: accelerate launch -m mbretrieve pretrain RECIPE.toml --output DIR, or torchrun.
+    Several processes: torchrun --nproc-per-node N -m mbretrieve pretrain RECIPE.toml --output DIR, without GPUs too;
+    accelerate launch --multi_gpu does it too, but starts one process only where there are no GPUs.
 
     \b
         mbretrieve pretrain examples/recipes/pretrain-mini.toml --output backbone text.0.path=texts.jsonl.gz --dry-run

@@ -30,7 +30,8 @@ def command(recipe: Path, settings: tuple[str, ...], output: Path | None, resume
     When the run is done DIR is the model: of the best evaluation, else of the last step. DIR/log.jsonl has a line a
     logged step, {"step", "tokens", "loss", "lr", "tokens_per_second"}; DIR/curves.png draws it; DIR/checkpoints keeps
     the last states and the best one, each of them a model too. Ctrl-C and SIGTERM write a checkpoint and stop.
-    Several processes: accelerate launch -m mbretrieve train RECIPE.toml --output DIR, or torchrun.
+    Several processes: torchrun --nproc-per-node N -m mbretrieve train RECIPE.toml --output DIR, without GPUs too;
+    accelerate launch --multi_gpu does it too, but starts one process only where there are no GPUs.
 
     \b
         mbretrieve train examples/recipes/colbert.toml --output my-model --dry-run

@@ -1,6 +1,7 @@
 """What every run of training needs around its loop: a folder of its own, processes, signals."""
 
 import importlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from mbretrieve.training import state
 
 CHECKPOINTS, RECIPE = "checkpoints", "recipe.toml"
 _LONGEST_WAIT = timedelta(hours=6)  # of the other processes while one evaluates or reads the texts
+_WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and those of MPIs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ def last_checkpoint(config: Mapping[str, Any], output: Path, resume: bool, free:
 
 
 def make_accelerator(output: Path, trackers: Sequence[str] = ()) -> Any:
-    """Return accelerate's Accelerator for this process. Raises: MissingExtraError; DataError for unknown trackers."""
+    """Return accelerate's Accelerator for this process.
+
+    Raises: MissingExtraError; DataError for unknown trackers, and for several processes that form no group.
+    """
     try:
         accelerate = importlib.import_module("accelerate")
     except ModuleNotFoundError as error:
@@ -73,11 +78,27 @@ def make_accelerator(output: Path, trackers: Sequence[str] = ()) -> Any:
         found = {str(tracker) for tracker in importlib.import_module("accelerate.tracking").get_available_trackers()}
         if lacking := [name for name in trackers if name in known - {"all"} and name not in found]:
             raise DataError(f"run.trackers names {lacking[0]}, which is not installed: install it, or leave it out")
-        return accelerate.Accelerator(
-            log_with=list(trackers) or None, project_dir=str(output), kwargs_handlers=handlers
+        # Without a GPU accelerate forms a group only if it is told that the processors are meant.
+        accelerator = accelerate.Accelerator(
+            cpu=_started() > 1 and not torch.cuda.is_available(),
+            log_with=list(trackers) or None,
+            project_dir=str(output),
+            kwargs_handlers=handlers,
         )
     except (ValueError, ImportError) as error:
         raise DataError(f"accelerate refuses this run: {' '.join(str(error).split())}") from error
+    if accelerator.num_processes < _started():  # each would train alone, into the same folder
+        raise DataError(
+            f"{_started()} processes were started and form no group: start them by "
+            f"torchrun --nproc-per-node {_started()} -m mbretrieve"
+        )
+    return accelerator
+
+
+def _started() -> int:
+    """Return how many processes a launcher says that it has started."""
+    told = (os.environ.get(name, "") for name in _WORLD)
+    return max(int(number) if number.isdecimal() else 1 for number in told)
 
 
 @contextmanager

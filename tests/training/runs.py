@@ -1,6 +1,9 @@
 """Small runs: a few pairs, a small random model, recipes over them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +47,17 @@ def recipe(start: Path, pairs: Path, **tables: Any) -> TrainConfig:
 def losses(output: Path) -> list[float]:
     """Return the losses that a run has logged."""
     return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+def torchrun(*arguments: str | Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a program as ``torchrun`` does, which tells it the number of its process and no more."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    told = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    return subprocess.run(
+        [*launcher, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**told, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,8 @@ from mbretrieve.training.pretrain import pretrain
 from mbretrieve.training.pretrain_config import PretrainConfig
 from mbretrieve.training.pretrain_start import begin, open_model
 from mbretrieve.training.token_store import TokenStore
+
+from .runs import torchrun
 
 pytest.importorskip("accelerate")
 
@@ -208,15 +208,6 @@ def test_a_signal_stops_with_a_checkpoint_from_which_it_goes_on(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-RANKS = """
-import sys
-from pathlib import Path
-from mbretrieve.training.pretrain import pretrain
-from mbretrieve.training.pretrain_config import PretrainConfig
-pretrain(PretrainConfig.load(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(texts: Path, tmp_path: Path) -> None:
     phases = [
@@ -226,21 +217,8 @@ def test_two_processes_learn_what_one_learns(texts: Path, tmp_path: Path) -> Non
     config = recipe(texts, phase=phases)
     (tmp_path / "recipe.toml").write_text(config.to_toml(), "utf-8")
     pretrain(config, tmp_path / "one")
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29_000 + os.getpid() % 500),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "1",
-    }
-    command = [sys.executable, "-c", RANKS, str(tmp_path / "recipe.toml"), str(tmp_path / "two")]
-    both = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in (0, 1)
-    ]
-    for process in both:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    done = torchrun("-m", "mbretrieve", "pretrain", tmp_path / "recipe.toml", "--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
     one, two = ([(line["loss"], line["tokens"]) for line in log(tmp_path / name)] for name in ("one", "two"))
     assert [tokens for _, tokens in two] == [tokens for _, tokens in one]
     assert [loss for loss, _ in two] == pytest.approx([loss for loss, _ in one], abs=1e-4)
