@@ -1,9 +1,12 @@
 """What a run writes down: its log, evaluations, checkpoints and curves, and at the end the model in its place."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.models.card import DataSource, Metric, TrainingFacts
@@ -11,6 +14,7 @@ from mbretrieve.models.checkpoint import load, save
 from mbretrieve.models.source import BUNDLED
 from mbretrieve.training import state
 from mbretrieve.training.curves import Log, write_curves
+from mbretrieve.training.data import Example
 from mbretrieve.training.running import CHECKPOINTS, RECIPE, Outcome
 from mbretrieve.training.setup import Run
 from mbretrieve.training.steps import Step
@@ -32,7 +36,7 @@ class Books:
         self._progress = progress if self._main else None
         self._folder, self._metrics = run.output / CHECKPOINTS, dict[str, float]()
         self._tokens = 0
-        self._measured = -1
+        self._measured, self._saved = -1, run.position.step
         if self._main:
             run.output.mkdir(parents=True, exist_ok=True)
             (run.output / RECIPE).write_text(run.config.to_toml(), "utf-8")
@@ -80,16 +84,33 @@ class Books:
         self._since += time.perf_counter() - began
 
     def failure(self, step: Step, loss: float) -> DataError:
-        """Write down the batch on which the loss was not finite, and return the error that says so."""
-        path = self._run.output / FAILED
+        """Write down the batch on which the loss was not finite, and the weights before it if they are finite.
+
+        Returns the error that says so, and how to begin anew. Every process calls it.
+        """
+        run, position = self._run, self._run.position
+        path = run.output / FAILED
         if self._main:
-            rows = [{name: getattr(row, name) for name in row.__slots__} for row in step.examples]
+            rows = [_shown(example) for example in step.examples]
             path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        there = list(state.checkpoints(self._folder).values())
-        kept = f"{there[-1]} is the last good checkpoint" if there else "no checkpoint was written yet"
+        if position.step not in (0, self._saved) and all(bool(part.isfinite().all()) for part in run.parameters):
+            self._save()
+        good = state.last_good(self._folder)
+        vectors = [example.vectors for example in step.examples if example.vectors is not None]
+        taught = (
+            "" if all(np.isfinite(each).all() for each in vectors) else ", whose teacher's vectors are not all finite"
+        )
+        if good is None:
+            kept = "no checkpoint was written yet: mend the data or model.start, or lower optimizer.lr, and begin anew"
+        else:
+            again = ["mbretrieve", "train", run.output / RECIPE, "--output", f"{run.output}-again"]
+            settings = [f"model.start={good}", f"optimizer.lr={run.config.optimizer.lr / 2}"]
+            kept = (
+                f"{good} is the last good checkpoint; begin anew from it: {shlex.join(map(str, [*again, *settings]))}"
+            )
         return DataError(
-            f"the loss or its gradient is not finite in step {self._run.position.step + 1} (loss {loss}), on a batch "
-            f"of {step.examples[0].source} that {path} holds; {kept}: lower optimizer.lr, or mend the data"
+            f"the loss or its gradient is not finite in step {position.step + 1} (loss {loss}), on a batch "
+            f"of {step.examples[0].source} that {path} holds{taught}; {kept}"
         )
 
     def close(self) -> None:
@@ -159,4 +180,13 @@ class Books:
             state.write(self._folder, run.student, run.objective, run.optimizer, position, config, facts)
             best = set() if position.best_step is None else {position.best_step}
             state.prune(self._folder, run.config.run.keep, best)
+        self._saved = position.step
         run.accelerator.wait_for_everyone()
+
+
+def _shown(example: Example) -> dict[str, Any]:
+    """Return an example as JSON can say it. Of a teacher's vectors only whether they are at fault: they are long."""
+    row = {name: getattr(example, name) for name in example.__slots__ if name != "vectors"}
+    if example.vectors is not None:
+        row["teacher_vectors"] = "finite" if np.isfinite(example.vectors).all() else "not finite"
+    return row

@@ -55,6 +55,15 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def last_good(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a folder whose weights are all finite."""
+    for path in reversed(checkpoints(folder).values()):
+        weights = [part for part in path.rglob("*.safetensors") if part.name != TENSORS]
+        if all(bool(tensor.isfinite().all()) for part in weights for tensor in load_file(part).values()):
+            return path
+    return None
+
+
 def write(
     folder: Path,
     student: Model,

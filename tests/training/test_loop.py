@@ -1,6 +1,8 @@
 """Laws of the loop: neither token budget nor number of processes changes a step, and a run that goes on is the same."""
 
 import json
+import math
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,16 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from models import small
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from mbretrieve.cli import main
 from mbretrieve.errors import DataError, ModelError
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
 from mbretrieve.training import loop, state
 from mbretrieve.training.config import TrainConfig
+from mbretrieve.training.data import Batches
 from mbretrieve.training.running import CHECKPOINTS
 from mbretrieve.training.setup import prepare
 
@@ -242,6 +247,49 @@ def test_a_loss_that_is_no_number_stops_and_names_the_batch(start: Path, data: P
     rows = json.loads((tmp_path / "out" / "failed-batch.json").read_text())
     assert len(rows) == 8
     assert {"query", "positive"} <= rows[0].keys()
+
+
+def test_after_a_loss_that_is_no_number_one_begins_anew_from_before_it(
+    start: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No checkpoint was asked for before the end; what the message says is done as it is said."""
+    taught = [{"path": str(data), "teacher_vectors": str(tmp_path)}]
+    config = recipe(start, data, model={"kind": "dense"}, data=taught)
+    vectors = np.ones((48, 8), np.float32)
+    for name in ("queries", "positives"):
+        np.save(tmp_path / f"{name}.npy", vectors)
+    batches = Batches(config.data, 8, config.run.seed)
+    third = [next(batches) for _ in range(3)][-1]
+    at_fault = int(third[0].query.split()[-1])  # the row's number
+    np.save(tmp_path / "positives.npy", np.where(np.arange(48)[:, None] == at_fault, np.float32(np.nan), vectors))
+    (tmp_path / "recipe.toml").write_text(config.to_toml())
+    assert main(["train", str(tmp_path / "recipe.toml"), "--output", str(tmp_path / "out")]) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "step 3 (loss nan)" in said
+    assert "whose teacher's vectors are not all finite" in said
+    good = tmp_path / "out" / CHECKPOINTS / "step-00000002"
+    assert f"{good} is the last good checkpoint; begin anew from it: mbretrieve train" in said
+    weights = DenseEncoder.from_pretrained(good, device="cpu", dtype="float32").backbone.state_dict()
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    rows = json.loads((tmp_path / "out" / "failed-batch.json").read_text())
+    assert [row["teacher_vectors"] for row in rows] == ["not finite"] + ["finite"] * 7
+    np.save(tmp_path / "positives.npy", vectors)
+    assert main(shlex.split(said.partition("begin anew from it: mbretrieve ")[2])) == 0
+    assert (tmp_path / "out-again" / "model.safetensors").is_file()
+    printed = TrainConfig.load(tmp_path / "out-again" / "recipe.toml")
+    assert (printed.model.start, printed.optimizer.lr) == (str(good), config.optimizer.lr / 2)
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_none_to_begin_from(
+    start: Path, data: Path, tmp_path: Path
+) -> None:
+    loop.train(recipe(start, data, run={"steps": 2, "save_every": 1}), tmp_path / "out")
+    first, second = state.checkpoints(tmp_path / "out" / CHECKPOINTS).values()
+    assert state.last_good(tmp_path / "out" / CHECKPOINTS) == second
+    tensors = load_file(second / "model.safetensors")
+    next(iter(tensors.values())).view(-1)[3] = math.nan
+    save_file(tensors, second / "model.safetensors")
+    assert state.last_good(tmp_path / "out" / CHECKPOINTS) == first
 
 
 class Small(torch.nn.Module):
