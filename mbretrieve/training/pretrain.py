@@ -6,11 +6,12 @@ one of another. A step is a fixed number of sequences over all processes; its lo
 to guess, depends neither on the token budget nor on the number of processes.
 """
 
+import json
 import math
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mbretrieve.corpus.records import Skipped
 from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.models.card import DataSource, TrainingFacts
 from mbretrieve.models.device import resolve_dtype
@@ -30,6 +32,7 @@ from mbretrieve.training.curves import Log, write_curves
 from mbretrieve.training.masked_lm import MaskedLanguageModel
 from mbretrieve.training.masked_steps import MaskedSequence, PhaseSteps, micro_batches
 from mbretrieve.training.optim import make_optimizer, set_learning_rate
+from mbretrieve.training.packed_sequences import Piece
 from mbretrieve.training.pretrain_config import PhaseConfig, PretrainConfig
 from mbretrieve.training.pretrain_start import Start, begin, find, resume
 from mbretrieve.training.running import (
@@ -43,10 +46,12 @@ from mbretrieve.training.running import (
 )
 from mbretrieve.training.schedule import learning_rate_factor
 from mbretrieve.training.state import Position
+from mbretrieve.training.texts import placed_texts
 from mbretrieve.training.token_store import TokenStore, identity
 from mbretrieve.types import Progress
 
-TOKENS = "tokens"
+TOKENS, FAILED = "tokens", "failed-batch.json"
+_SHOWN = 200  # characters of a text
 # What may be another when a run goes on: nothing that decides what a step does.
 _PORTIONS = ("token_budget", "log_every", "save_every", "keep")
 FREE = frozenset({*(f"run.{name}" for name in _PORTIONS), "model.gradient_checkpointing", "card"})
@@ -151,7 +156,8 @@ def _prepare(
 
 
 def _check_texts(config: PretrainConfig, start: Start, position: Position) -> None:
-    if position.data.get("texts", identity(config.text, start.tokenizer)) != identity(config.text, start.tokenizer):
+    found = position.data.get("texts")
+    if found is not None and found != identity(config.text, start.tokenizer):
         raise DataError(
             f"the texts of {', '.join(source.path for source in config.text)} are not those that the run began with: "
             "put them back, or begin anew without --resume"
@@ -205,6 +211,8 @@ class _Phase:
         else:
             torch.manual_seed(config.run.seed + accelerator.process_index)  # dropout differs between processes
         self.model = accelerator.prepare(model)
+        self.pieces: list[list[Piece]] = []  # of all sequences of the step at hand
+        self.saved_step = run.position.step  # the last whose state is on the disk
         self.log = Log(run.output, run.position.step) if run.main else None
         self.since, self.tokens = time.perf_counter(), 0
 
@@ -241,7 +249,7 @@ class _Phase:
         """Add the gradient of a step's loss; return the loss, all processes' tokens, and whether one is to stop."""
         accelerator, step = self.run.accelerator, self.done
         ranks, device = accelerator.num_processes, accelerator.device
-        pieces = self.steps.draw(step)
+        self.pieces = pieces = self.steps.draw(step)
         numbers = range(accelerator.process_index, len(pieces), ranks)
         own = [self.steps.masked(step, number, pieces[number]) for number in numbers]
         counts = [sum(len(part.labels) for part in own), sum(len(part.inputs) for part in own), int(bool(received))]
@@ -312,16 +320,47 @@ class _Phase:
                 ends.append(at)
             state.prune(folder, run.config.run.keep, ends)
         run.accelerator.wait_for_everyone()
+        self.saved_step = run.position.step
         run.start = Start(run.start.tokenizer, self.saved.model.config, self.saved.model.state_dict())
         self.since += time.perf_counter() - began
 
     def _failure(self, loss: float) -> DataError:
-        there = list(state.checkpoints(self.run.output / CHECKPOINTS).values())
-        kept = f"{there[-1]} is the last good checkpoint" if there else "no checkpoint was written yet"
+        """Write down the texts on which the loss was not finite, and the weights before it if they are finite.
+
+        Returns the error that says so, and how to begin anew. Every process calls it.
+        """
+        run = self.run
+        path, texts = run.output / FAILED, sorted({piece.text for pieces in self.pieces for piece in pieces})
+        if run.main:
+            path.write_text(json.dumps(self._shown(texts), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        finite = all(bool(part.isfinite().all()) for part in self.saved.parameters())
+        if run.position.step != self.saved_step and finite:
+            self._save()
+        good = state.last_good(run.output / CHECKPOINTS)
+        kept = "no checkpoint was written yet: mend the texts or start.model, or lower the lr, and begin anew"
+        if good is not None:
+            kept = (
+                f"{good} is the last good checkpoint; to begin anew from it, set start.model to it, leave [tokenizer] "
+                "and the sizes under [model] out, lower the lr or mend the texts, and name another --output"
+            )
         return DataError(
-            f"the loss or its gradient is not finite in step {self.run.position.step + 1} (loss {loss}) of phase "
-            f"{self.phase.name}; {kept}: lower the phase's lr"
+            f"the loss or its gradient is not finite in step {run.position.step + 1} (loss {loss}) of phase "
+            f"{self.phase.name}, on {len(texts)} texts that {path} names; {kept}"
         )
+
+    def _shown(self, texts: Collection[int]) -> list[dict[str, Any]]:
+        """Return where texts stand and how they begin: they are read again, since only their tokens are kept."""
+        rows = []
+        for source in self.run.config.text:
+            own = self.run.store.sources[source.title]
+            wanted = set(texts) & set(own)
+            if not wanted:
+                continue
+            last = max(wanted)
+            for number, (place, text) in zip(range(own.start, last + 1), placed_texts(source, Skipped()), strict=False):
+                if number in wanted:
+                    rows.append({"source": source.title, "place": place, "text": text[:_SHOWN]})
+        return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,18 @@ def read_texts(source: TextConfig, skipped: Skipped) -> Iterator[str]:
     Of a folder, files that hold no text are added to ``skipped``; so are blank texts.
     Raises: DataError naming the file, and the line of a row that is no JSON or lacks one of the ``fields``.
     """
+    return (text for _, text in placed_texts(source, skipped))
+
+
+def placed_texts(source: TextConfig, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    """Yield the same texts, each behind the place where it stands: a file's name, or a table's and the row."""
     count = 0
     for place, text in _texts(source, skipped):
         if source.limit is not None and count >= source.limit:
             return
         if text.strip():
             count += 1
-            yield text
+            yield place, text
         else:
             skipped.add("blank", place)
 
@@ -54,7 +59,6 @@ def _files(source: TextConfig, skipped: Skipped) -> list[SourceFile]:
 
 
 def _texts(source: TextConfig, skipped: Skipped) -> Iterator[tuple[str, str]]:
-    """Yield each text with the place where it stands."""
     for file in _files(source, skipped):
         if _is_table(file.path):
             stream = open_stream(SourceConfig(path=str(file.path), streaming=True))

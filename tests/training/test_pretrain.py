@@ -355,6 +355,34 @@ def test_the_command_shows_trains_and_says_what_is_wrong(
     assert main(["pretrain", str(path)]) == 2
 
 
+def test_a_loss_that_is_no_number_names_the_texts_and_leaves_a_checkpoint_to_begin_from(
+    texts: Path, tmp_path: Path
+) -> None:
+    """The rate of the second phase is the fault; what the message says is done as it is said."""
+    phases = [
+        {"name": "a", "steps": 2, "batch_size": 1, "length": 64},
+        {"name": "b", "steps": 9, "batch_size": 1, "length": 64, "lr": 1e25},
+    ]
+    config = recipe(texts, phase=phases, text=[{"path": str(texts), "limit": 200}])
+    with pytest.raises(
+        DataError, match=r"not finite in step \d+ .* of phase b, on \d+ texts that .* names; "
+    ) as caught:
+        pretrain(config, tmp_path / "run")
+    good = Path(str(caught.value).partition("names; ")[2].partition(" is the last good checkpoint")[0])
+    assert good == tmp_path / "run" / "checkpoints" / "step-00000003"  # which nothing but the failure asked for
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors(good).values())
+    rows = json.loads((tmp_path / "run" / "failed-batch.json").read_text())
+    lines = gzip.decompress(texts.read_bytes()).decode().splitlines()
+    assert rows
+    for row in rows:
+        path, _, line = row["place"].rpartition(":")
+        assert (path, row["source"]) == (str(texts), "texts.jsonl.gz")
+        assert json.loads(lines[int(line) - 1])["text"][:200] == row["text"]
+    first = tmp_path / "run" / "checkpoints" / "step-00000002"
+    mended = recipe(texts, start={"model": str(first)}, tokenizer={}, model={}, phase=[{**phases[1], "lr": 1e-3}])
+    assert pretrain(mended, tmp_path / "again").step == 9
+
+
 @pytest.mark.parametrize("name", ["pretrain-mini", "domain-annealing"])
 def test_a_shipped_recipe_loads_and_is_printed_whole(name: str, tmp_path: Path) -> None:
     config = PretrainConfig.load(RECIPES / f"{name}.toml")
