@@ -15,6 +15,7 @@ from mbretrieve.corpus.records import Skipped
 from mbretrieve.errors import DataError
 from mbretrieve.models.files import read_json, write_json
 from mbretrieve.models.tokenizer import Tokenizer
+from mbretrieve.training.data.digests import of_file
 from mbretrieve.training.pretrain_config import TextConfig
 from mbretrieve.training.texts import files_of, read_texts
 
@@ -57,10 +58,13 @@ class TokenStore:
 
 
 def identity(sources: Sequence[TextConfig], tokenizer: Tokenizer) -> str:
-    """Hash what decides the tokens: the tokenizer, and each file's path, size and time of change."""
+    """Hash what decides the tokens: the tokenizer, and the files' content as far as `digests.of_file` looks at it."""
     digest = hashlib.blake2b(tokenizer.fingerprint(), digest_size=16)
     for source in sources:
-        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(source)]
+        try:
+            files = [of_file(path) for path in files_of(source)]
+        except OSError as error:
+            raise DataError(f"{source.path} cannot be read ({error.strerror or error})") from error
         digest.update(json.dumps([source.title, source.fields, source.limit, files]).encode())
     return digest.hexdigest()
 

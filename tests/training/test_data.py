@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from mbretrieve.errors import DataError
 from mbretrieve.training.config import Columns, RunConfig, SourceConfig
-from mbretrieve.training.data import Batches, Example, documents, duplicates, positives, shard, sources
+from mbretrieve.training.data import Batches, Example, digests, documents, duplicates, positives, shard, sources
 
 
 def write(path: Path, rows: Iterable[Any]) -> Path:
@@ -333,3 +334,69 @@ def test_a_place_in_other_data_is_refused(folder: Path) -> None:
     for damage in ({"drawn": [1]}, {"drawn": ["x", 1, 1]}, {"sources": [{}, {}, {}]}, {"sources": None}):
         with pytest.raises(DataError, match="the saved place in the data is damaged"):
             Batches(data, 4, seed=1).restore({**state, **damage})
+
+
+@pytest.mark.parametrize("name", ["plain.jsonl", "packed.jsonl.gz", "table.parquet", "long.jsonl"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_place_in_a_file_that_now_says_something_else_is_refused(
+    name: str, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows, as many bytes and the same times: only what they say is another."""
+    if name == "long.jsonl":
+        monkeypatch.setattr(digests, "_WHOLE", 100)  # beyond which blocks are hashed
+        monkeypatch.setattr(digests, "_BLOCK_BYTES", 16)
+    path = tmp_path / name
+    source = [SourceConfig(path=str(path), streaming=streaming)]
+
+    def written(rows: list[dict[str, str]]) -> Batches:
+        if path.suffix == ".parquet":
+            pytest.importorskip("datasets").Dataset.from_list(rows).to_parquet(path)
+        else:
+            write(path, rows)
+        os.utime(path, (10**9, 10**9))
+        return Batches(source, 4, seed=1)
+
+    rows = pairs("a", 20)
+    batches = written(rows)
+    take(batches, 2)
+    place = batches.state()
+    written(rows).restore(json.loads(json.dumps(place)))
+    rows[7]["positive"] = rows[7]["positive"].replace("p7", "p8")
+    with pytest.raises(DataError, match=f"the rows of {name}, or its teacher's vectors, are not those"):
+        written(rows).restore(place)
+
+
+def test_a_place_beside_other_vectors_is_refused(folder: Path, tmp_path: Path) -> None:
+    vectors = np.ones((20, 8), np.float32)
+    for name in ("queries", "positives"):
+        np.save(tmp_path / f"{name}.npy", vectors)
+    source = [SourceConfig(path=str(folder / "c.jsonl"), teacher_vectors=str(tmp_path))]
+    place = Batches(source, 4, seed=1).state()
+    Batches(source, 4, seed=1).restore(place)
+    np.save(tmp_path / "positives.npy", -vectors)
+    with pytest.raises(DataError, match=r"the rows of c.jsonl, or its teacher's vectors, are not those"):
+        Batches(source, 4, seed=1).restore(place)
+
+
+def test_a_table_beside_the_rows_belongs_to_the_place(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    write(tmp_path / "queries.jsonl", [{"_id": f"q{at}", "text": f"query {at}"} for at in range(8)])
+    texts = [{"_id": f"d{at}", "text": f"text {at}"} for at in range(8)]
+    write(tmp_path / "corpus.jsonl", texts)
+    judged = "".join(f"q{at}\td{at}\t1\n" for at in range(8))
+    (tmp_path / "qrels" / "train.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}", "utf-8")
+    source = [SourceConfig(path=str(tmp_path), format="coir")]
+    place = Batches(source, 4, seed=1).state()
+    texts[3]["text"] = "text 4"
+    write(tmp_path / "corpus.jsonl", texts)
+    with pytest.raises(DataError, match="are not those that the run began with"):
+        Batches(source, 4, seed=1).restore(place)
+
+
+def test_rows_of_the_hub_are_sampled() -> None:
+    rows = pairs("a", 2000)
+    assert digests.of_rows(rows) == digests.of_rows([dict(row) for row in rows])
+    assert digests.of_rows(rows) != digests.of_rows(rows[:-1])
+    assert digests.of_rows(rows) != digests.of_rows([*rows[:-1], pairs("b", 1)[0]])
+    assert digests.of_first_rows(rows) != digests.of_first_rows([pairs("b", 1)[0], *rows[1:]])
+    assert digests.joined(["ab", "c"]) != digests.joined(["a", "bc"])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,9 @@ def test_a_store_is_kept_while_its_texts_are_the_same(folder: Path, tmp_path: Pa
     assert TokenStore.open(place, [source], tokenizer).identity == first.identity
     assert (place / "starts.npy").stat().st_mtime_ns == written
     assert Tokenizer.load(place).fingerprint() == tokenizer.fingerprint()
-    (folder / "code.py").write_text("x = 1\n", "utf-8")
+    status = (folder / "code.py").stat()
+    (folder / "code.py").write_text("x = 1\n".ljust(status.st_size), "utf-8")
+    os.utime(folder / "code.py", ns=(status.st_atime_ns, status.st_mtime_ns))  # no time and no size tells
     again = TokenStore.open(place, [source], tokenizer)
     assert again.identity != first.identity
     assert len(again.lengths) == 1

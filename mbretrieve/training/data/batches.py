@@ -50,7 +50,7 @@ class Batches:
         ]
         self._shares = [weight / sum(weights) for weight in weights]
         self._drawn = [0] * len(data)
-        self._identity = {
+        self._identity: dict[str, Any] = {
             "seed": seed,
             "batch_size": batch_size,
             "length_bucket": length_bucket,
@@ -58,6 +58,7 @@ class Batches:
                 [title, source.rows, share]
                 for title, source, share in zip(self._titles, self._sources, self._shares, strict=True)
             ],
+            "content": {title: source.digest for title, source in zip(self._titles, self._sources, strict=True)},
         }
 
     def __iter__(self) -> Iterator[list[Example]]:
@@ -97,12 +98,20 @@ class Batches:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a place that ``state`` returned.
 
-        Raises: DataError for what is none, or a place in other data (other rows, weights, seed or batch size).
+        Raises: DataError for what is none, or a place in other data (other rows, weights, seed or batch size; of what
+        the rows say, `digests` tells how much is looked at).
         """
         saved = state.get("data")
         if saved != self._identity:
             known = saved if isinstance(saved, Mapping) else {}
             key = next(key for key, value in self._identity.items() if known.get(key) != value)
+            if key == "content":
+                was = known.get(key) or {}
+                changed = next(title for title, digest in self._identity[key].items() if was.get(title) != digest)
+                raise DataError(
+                    f"the rows of {changed}, or its teacher's vectors, are not those that the run began with: put them "
+                    "back, or begin anew without --resume"
+                )
             raise DataError(
                 f"the saved place is in other data: {key} was {known.get(key)!r}, is {self._identity[key]!r}: "
                 "resume with the recipe and the files it was saved with"

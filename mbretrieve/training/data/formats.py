@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mbretrieve.errors import DataError
 from mbretrieve.training.config import Format, SourceConfig
+from mbretrieve.training.data.digests import joined
 from mbretrieve.training.data.tables import Lookup, Row, Stream, Table, hub_configs, open_stream, open_table
 
 
@@ -28,11 +29,20 @@ Reader = Callable[[Row, str], Texts | None]
 """From a row and its place to its texts. Raises: DataError that begins with the place."""
 
 
-def open_rows(source: SourceConfig) -> tuple[Table, Reader]:
+class Opened(NamedTuple):
+    """A source's rows, what reads them, and a hash of all that they are read from."""
+
+    table: Table
+    read: Reader
+    digest: str
+
+
+def open_rows(source: SourceConfig) -> Opened:
     """Open a source's rows and what reads them. Raises: DataError; MissingExtraError."""
     if source.format in _JOINED:
         return _JOINED[source.format](source)
-    return open_table(source), _reader(source)
+    table = open_table(source)
+    return Opened(table, _reader(source), table.digest)
 
 
 def stream_rows(source: SourceConfig) -> tuple[Stream, Reader]:
@@ -111,7 +121,7 @@ def _nli(row: Row, place: str) -> Texts | None:
 # Rows that hold ids of texts
 
 
-def _msmarco_bge(source: SourceConfig) -> tuple[Table, Reader]:
+def _msmarco_bge(source: SourceConfig) -> Opened:
     """lightonai/ms-marco-en-bge (JaColBERTv2.5, arXiv 2407.20750): ``query_id``, ``document_ids`` and a BGE teacher's
     ``scores`` in ``train``, texts in ``queries`` (``query_id``) and ``documents`` (``document_id``)."""
     queries = Lookup(open_table(source, "queries"), "query_id", "queries")
@@ -128,10 +138,11 @@ def _msmarco_bge(source: SourceConfig) -> tuple[Table, Reader]:
             _looked_up(queries, _value(row, "query_id", place), place), positive, tuple(negatives), scores[:used]
         )
 
-    return open_table(source, "train"), read
+    table = open_table(source, "train")
+    return Opened(table, read, joined([table.digest, queries.digest, passages.digest]))
 
 
-def _coir(source: SourceConfig) -> tuple[Table, Reader]:
+def _coir(source: SourceConfig) -> Opened:
     """CoIR's and BEIR's layout (arXiv 2407.02883): ``queries`` and ``corpus`` by ``_id``, judgements between them.
 
     On the Hub the judgements are the configuration ``default`` or ``qrels``, in a folder ``qrels/SPLIT``; a
@@ -156,12 +167,13 @@ def _coir(source: SourceConfig) -> tuple[Table, Reader]:
             raise DataError(f"{place}: score is {score!r}, expected a number") from error
         return Texts(_looked_up(queries, query, place), _looked_up(corpus, document, place)) if relevant else None
 
-    return open_table(source, judged), read
+    table = open_table(source, judged)
+    return Opened(table, read, joined([table.digest, queries.digest, corpus.digest]))
 
 
 _NAMED: dict[Format, Callable[[SourceConfig], Reader]] = {"pairs": _pairs, "triples": _tuples, "tuples": _tuples}
 _READERS: dict[Format, Reader] = {"msmarco-bm25": _msmarco_bm25, "codesearchnet": _codesearchnet, "nli": _nli}
-_JOINED: dict[Format, Callable[[SourceConfig], tuple[Table, Reader]]] = {"msmarco-bge": _msmarco_bge, "coir": _coir}
+_JOINED: dict[Format, Callable[[SourceConfig], Opened]] = {"msmarco-bge": _msmarco_bge, "coir": _coir}
 
 
 # Values

@@ -13,6 +13,7 @@ import numpy as np
 
 from mbretrieve.errors import DataError
 from mbretrieve.training.config import SourceConfig
+from mbretrieve.training.data.digests import joined
 from mbretrieve.training.data.example import Example
 from mbretrieve.training.data.formats import Reader, open_rows, stream_rows
 from mbretrieve.training.data.tables import JsonLines
@@ -24,6 +25,10 @@ _BLOCK = 8192
 
 class Source(Protocol):
     """What the batches of a run draw from."""
+
+    @property
+    def digest(self) -> str:
+        """What its rows and their vectors are, as a hash."""
 
     @property
     def rows(self) -> int | None:
@@ -82,7 +87,7 @@ class TableSource:
     """A source whose rows are found by their number."""
 
     def __init__(self, source: SourceConfig, number: int, batch_size: int, seed: int, bucket: int) -> None:
-        self._table, read = open_rows(source)
+        self._table, read, rows = open_rows(source)
         self._make = Maker(source, read)
         self._seed, self._batch_size, self._bucket = [seed, number], batch_size, bucket
         self._examples = self._usable(source)
@@ -93,6 +98,7 @@ class TableSource:
                 "lower run.batch_size or join it to another source"
             )
         self._vectors = _teacher_vectors(source, len(self._table))
+        self.digest = rows if self._vectors is None else joined([rows, self._vectors.digest])
         self._taken = 0
         self._window: tuple[tuple[int, int], list[list[Example]]] | None = None
         self._order: tuple[int, np.ndarray[Any, Any]] | None = None
@@ -158,6 +164,7 @@ class StreamSource:
 
     def __init__(self, source: SourceConfig, number: int, batch_size: int, seed: int, bucket: int) -> None:
         self._stream, read = stream_rows(source)
+        self.digest = self._stream.digest
         self._make = Maker(source, read)
         self._title, self._limit = source.title, source.limit
         self._seed, self._batch_size, self._bucket = [seed, number], batch_size, bucket

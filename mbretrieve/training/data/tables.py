@@ -17,6 +17,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.training.config import SourceConfig
+from mbretrieve.training.data import digests
 
 Row = Mapping[str, Any]
 
@@ -34,6 +36,10 @@ _MOST_LINE_BYTES = 256 * 2**20  # of one line: a file without line ends should n
 
 class Table(Protocol):
     """Rows by their number."""
+
+    @property
+    def digest(self) -> str:
+        """What the rows are, as a hash."""
 
     def __len__(self) -> int:
         """Return how many rows there are."""
@@ -55,6 +61,7 @@ class JsonLines:
         self._path = path
         with _reading(path):
             self._file = _plain_file(path)
+            self.digest = digests.of_open(self._file)
             self._offsets = _line_offsets(self._file, path)
 
     def __len__(self) -> int:
@@ -110,6 +117,12 @@ class LineStream:
         if not path.is_file():
             raise DataError(f"{path} is not there: expected a file of JSON lines")
 
+    @cached_property
+    def digest(self) -> str:
+        """What the rows are, as a hash."""
+        with _reading(self._path):
+            return digests.of_file(self._path)
+
     def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
         """Read rows in their order."""
         with _reading(self._path), _open(self._path) as file:
@@ -126,10 +139,14 @@ class LineStream:
 
 
 class HubTable:
-    """A table of Hugging Face's ``datasets``: parquet files, and what is on the Hub or in a folder of that layout."""
+    """A table of Hugging Face's ``datasets``: parquet files, and what is on the Hub or in a folder of that layout.
 
-    def __init__(self, rows: Any, name: str) -> None:
+    ``file`` is the one that the rows are read from, if there is one.
+    """
+
+    def __init__(self, rows: Any, name: str, file: Path | None = None) -> None:
         self._rows, self._name = rows, name
+        self.digest = digests.of_rows(rows) if file is None else digests.of_file(file)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -149,10 +166,15 @@ class HubTable:
 
 
 class HubStream:
-    """A dataset of the Hub, read as it is downloaded."""
+    """A dataset of the Hub, read as it is downloaded; or a parquet ``file``."""
 
-    def __init__(self, rows: Any, name: str) -> None:
-        self._rows, self._name = rows, name
+    def __init__(self, rows: Any, name: str, file: Path | None = None) -> None:
+        self._rows, self._name, self._of = rows, name, file
+
+    @cached_property
+    def digest(self) -> str:
+        """What the rows are, as a hash."""
+        return digests.of_first_rows(self._rows) if self._of is None else digests.of_file(self._of)
 
     def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
         """Read rows in their order."""
@@ -174,6 +196,7 @@ class Lookup:
 
     def __init__(self, table: Table, key: str, name: str) -> None:
         self._table, self._key, self._name = table, key, name
+        self.digest = table.digest
         hashes = np.fromiter((_hash(str(row.get(key))) for _, row in table.rows()), np.uint64, len(table))
         self._order = np.argsort(hashes, kind="stable")
         self._hashes: NDArray[np.uint64] = hashes[self._order]
@@ -198,7 +221,7 @@ def open_table(source: SourceConfig, name: str | None = None) -> Table:
         return HubTable(_load_hub(source, name or source.config, split), _hub_place(source, name))
     path = _find(Path(source.path).expanduser(), name or source.split)
     if path.suffix == ".parquet":
-        return HubTable(_load("parquet", str(path), data_files=str(path), split="train"), str(path))
+        return HubTable(_load("parquet", str(path), data_files=str(path), split="train"), str(path), path)
     return TabLines(path) if path.suffix == ".tsv" else JsonLines(path)
 
 
@@ -210,7 +233,7 @@ def open_stream(source: SourceConfig) -> Stream:
     path = _find(Path(source.path).expanduser(), source.split)
     if path.suffix == ".parquet":
         rows = _load("parquet", str(path), data_files=str(path), split="train", streaming=True)
-        return HubStream(rows, str(path))
+        return HubStream(rows, str(path), path)
     return LineStream(path)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError
+from mbretrieve.training.data.digests import joined, of_file
 
 NAMES = ("queries", "positives")
 
@@ -22,6 +23,7 @@ class TeacherVectors:
         if widths[0] != widths[1]:
             raise DataError(f"{folder}: queries have {widths[0]} numbers and positives {widths[1]}, expected as many")
         self.dim: int = widths[0]
+        self.digest = joined(of_file(folder / f"{name}.npy") for name in NAMES)
 
     def __getitem__(self, at: int) -> NDArray[np.float32]:
         """Return a row's two vectors, the query's and the positive's: (2, dim)."""
