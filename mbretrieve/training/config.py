@@ -245,7 +245,7 @@ class TrainConfig:
 
         Raises: DataError, one line, for a file that is no recipe and for settings that cannot be used.
         """
-        return recipe.load(cls, Path(path).expanduser(), overrides)
+        return recipe.load(cls, Path(path).expanduser(), overrides, "train")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":

@@ -193,7 +193,7 @@ class PretrainConfig:
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "PretrainConfig":
         """Read a recipe, ``overrides`` such as ``phase.0.steps=10`` over its settings. Raises: DataError, one line."""
-        return recipe.load(cls, Path(path).expanduser(), overrides)
+        return recipe.load(cls, Path(path).expanduser(), overrides, "pretrain")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "PretrainConfig":

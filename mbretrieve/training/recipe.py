@@ -36,18 +36,26 @@ Positive = Annotated[float, Range("more than 0", lambda value: value > 0)]
 NotNegative = Annotated[float, Range("0 or more", lambda value: value >= 0)]
 Rate = Annotated[float, Range("a number from 0 to below 1", lambda value: 0 <= value < 1)]
 
+Command = Literal["train", "pretrain"]
+# Tables that only a command's recipes have.
+_TELLING: dict[Command, frozenset[str]] = {"train": frozenset({"data"}), "pretrain": frozenset({"text", "phase"})}
+
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
-def load(record: type[Record], path: Path, overrides: Sequence[str] = ()) -> Record:
-    """Read a TOML file into ``record``, settings of the command line (``optimizer.lr=1e-4``) over those of the file.
+def load(record: type[Record], path: Path, overrides: Sequence[str], command: Command) -> Record:
+    """Read a command's recipe into ``record``, settings of the command line (``optimizer.lr=1e-4``) over the file's.
 
-    Raises: DataError for a file that is not there or not TOML, and as ``read`` does.
+    Raises: DataError for a file that is not there, not TOML or another command's recipe, and as ``read`` does.
     """
     try:
         settings = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a recipe ({error}): expected a TOML file in UTF-8") from error
+    for other, tables in _TELLING.items():
+        if other != command and settings.keys() & tables and not settings.keys() & _TELLING[command]:
+            table = min(settings.keys() & tables)
+            raise DataError(f"{path} has [[{table}]], it is a recipe for mbretrieve {other}: give it to that command")
     try:
         return read(record, override(record, settings, overrides))
     except DataError as error:

@@ -141,3 +141,12 @@ def test_bad_input_is_one_line(
     assert done.status == 1
     assert done.err.count("\n") == 1, done.err
     assert words in done.err
+
+
+@pytest.mark.parametrize(("command", "name", "other"), [("train", "pretrain-mini", "pretrain"), ("pretrain", "dpr", "train")])
+def test_a_recipe_of_the_other_command_is_told(
+    command: str, name: str, other: str, tmp_path: Path, mbretrieve: Command
+) -> None:
+    recipe = Path(__file__).parent.parent.parent / "examples" / "recipes" / f"{name}.toml"
+    said = one_line(mbretrieve(command, recipe, "--output", tmp_path / "out"))
+    assert f"is a recipe for mbretrieve {other}: give it to that command" in said
