@@ -57,10 +57,12 @@ def _preview(config: "TrainConfig") -> None:
     from mbretrieve.models.device import default_device
     from mbretrieve.training.data import Batches
     from mbretrieve.training.preview import preview, render
-    from mbretrieve.training.setup import make_student
+    from mbretrieve.training.setup import make_student, unread
 
     torch.manual_seed(config.run.seed)
     student = make_student(config, default_device())
+    if words := unread(student):
+        say(words)
     batches = Batches(config.data, config.run.batch_size, config.run.seed, config.run.length_bucket)
     console(TABLE_COLUMNS).print(render(preview(config, student.encoder(dtype=torch.float32), batches)))
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mbretrieve import __version__
-from mbretrieve.models.card import TrainingFacts, hub_name, inline, licence_fields, making, table
+from mbretrieve.models.card import TrainingFacts, hub_name, inline, licence_fields, making, origin, table
 from mbretrieve.models.config import ModernBertConfig
 
 _USE = """\
@@ -40,8 +40,8 @@ def backbone_card(config: ModernBertConfig, tensors: Mapping[str, Tensor], facts
         license_name=licence_name,
         base_model=hub_name(facts.base_model),
     )
-    origin = f" Trained from {inline(facts.base_model)}." if facts.base_model else ""
-    origin += f" Licence of the weights: {inline(facts.licence)}." if facts.licence else ""
+    made = f" Trained from {origin(facts.base_model)}." if facts.base_model else ""
+    made += f" Licence of the weights: {inline(facts.licence)}." if facts.licence else ""
     rows = [
         ("parameters", f"{sum(tensor.numel() for tensor in tensors.values()):,}"),
         ("layers", f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads"),
@@ -53,7 +53,7 @@ def backbone_card(config: ModernBertConfig, tensors: Mapping[str, Tensor], facts
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {inline(facts.name or 'A backbone')}\n",
-        f"A ModernBERT pre-trained by masked-language modelling; it is no retriever yet.{origin}\n",
+        f"A ModernBERT pre-trained by masked-language modelling; it is no retriever yet.{made}\n",
         _USE,
         "## Sizes\n\n" + table(("what", "how much"), rows),
         making(facts),

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from mbretrieve import __version__
 from mbretrieve.models.reading import PUNCTUATION
 from mbretrieve.models.settings import Checkpoint, Side
+from mbretrieve.models.source import BUNDLED
+from mbretrieve.models.writing import beyond_pylate
 from mbretrieve.types import Kind
 
 FILE = "README.md"
@@ -118,6 +120,7 @@ _SENTENCE_TRANSFORMER = _Reader(
     "sentence-transformers", "sentence-transformers", "SentenceTransformer", _SENTENCE_TRANSFORMERS
 )
 _PYLATE_COLBERT = _Reader("PyLate", "pylate", "models.ColBERT", _PYLATE)
+_ANOTHER_LAYOUT = 'PyLate reads another layout: `save_pretrained(folder, layout="pylate")` writes it'
 _LATE_TAGS = ("ColBERT", "late-interaction", "multi-vector")
 _READINGS: dict[tuple[Kind, str], _Reading] = {
     ("colbert", "pylate"): _Reading("PyLate", ("PyLate", *_LATE_TAGS), (_MULTI_VECTOR, _PYLATE_COLBERT)),
@@ -192,8 +195,7 @@ def _summary(model: Checkpoint, facts: TrainingFacts) -> str:
             "length. mbretrieve's `JointEncoder`, and its `--kind joint`, find by the one and rank by the other."
         )
     if facts.base_model:
-        hub = hub_name(facts.base_model)
-        lines.append(f"Trained from {f'[{hub}](https://huggingface.co/{hub})' if hub else inline(facts.base_model)}.")
+        lines.append(f"Trained from {origin(facts.base_model)}.")
     if facts.licence:
         lines.append(f"Licence of the weights: {inline(facts.licence)}.")
     return " ".join(lines) + "\n"
@@ -210,6 +212,8 @@ def _use(model: Checkpoint, reading: _Reading, facts: TrainingFacts) -> str:
         program = dedent(reader.program).strip().format(encoder=reader.encoder, name=f'"{name or "."}"')
         install = f"{reader.install}>=6" if parted and reader is _SENTENCE_TRANSFORMER else reader.install
         text += f'\n{reader.name}, `pip install "{install}"`:\n\n```python\n{program}\n```\n'
+    if kind == "colbert" and _PYLATE_COLBERT not in reading.readers:
+        text += f"\n{beyond_pylate(model) or _ANOTHER_LAYOUT}.\n"
     return text
 
 
@@ -306,6 +310,14 @@ def _link(source: DataSource) -> str:
 def hub_name(name: str | None) -> str | None:
     """Return a name that can be one on the Hub; a folder is not for publishing, and a link to it would lead nowhere."""
     return name if name is not None and _HUB_NAME.fullmatch(name) and not Path(name).is_dir() else None
+
+
+def origin(base_model: str) -> str:
+    """Return what training began with: a link to the Hub, a folder's name, or the bundled model's, which is here."""
+    if base_model == BUNDLED:
+        return f"{BUNDLED}, the model that mbretrieve brings along"
+    hub = hub_name(base_model)
+    return f"[{hub}](https://huggingface.co/{hub})" if hub else inline(base_model)
 
 
 def inline(text: str) -> str:

@@ -28,6 +28,7 @@ _ROUTER = "sentence_transformers.base.modules.router.Router"
 _PYLATE_DENSE = "pylate.models.Dense.Dense"
 
 _TOKENS = "token_embeddings"
+_OWN_LENGTH = "rows that keep their own length"
 
 
 def pylate_obstacles(model: Checkpoint) -> Iterable[str]:
@@ -38,11 +39,24 @@ def pylate_obstacles(model: Checkpoint) -> Iterable[str]:
     if queries.prompt or documents.prompt:
         yield "a text prompt"
     if not (queries.normalize and documents.normalize):
-        yield "rows that keep their own length"
+        yield _OWN_LENGTH
     if queries.skip or documents.keep_only:
         yield "a query skiplist or a list of tokens to keep"
     if expansion is not None and (expansion.minimum or expansion.token is not None):
         yield "query expansion to a minimum, or with another token than the mask"
+
+
+def beyond_pylate(model: Checkpoint) -> str | None:
+    """Say why PyLate cannot load a late-interaction model, and the setting of a recipe by which it could; None: it can.
+
+    All that cannot be saved for PyLate is saved for sentence-transformers.
+    """
+    reasons = list(pylate_obstacles(model))
+    if not reasons:
+        return None
+    told = f"PyLate cannot load it, having no words for {'; '.join(reasons)}"
+    by_setting = reasons == [_OWN_LENGTH] and model.settings.documents.normalize
+    return f"{told}: trained with model.normalize_queries = true it could be" if by_setting else told
 
 
 def write_pylate(model: Checkpoint, folder: Path) -> None:
@@ -156,7 +170,7 @@ def stanford_obstacles(model: Checkpoint) -> Iterable[str]:
     if any(not side.marker or side.prompt != " " for side in (settings.queries, settings.documents)):
         yield "text that does not start with a marker and a space"
     if not (settings.queries.normalize and settings.documents.normalize):
-        yield "rows that keep their own length"
+        yield _OWN_LENGTH
     if settings.queries.skip or settings.documents.keep_only or settings.documents.skip not in ((), PUNCTUATION):
         yield "a skiplist other than the punctuation of documents"
     if settings.expansion is None or settings.expansion.minimum or settings.expansion.token is not None:

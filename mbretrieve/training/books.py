@@ -158,7 +158,7 @@ class Books:
         figures = self._metrics if self._measured == self._run.position.step else {}
         return TrainingFacts(
             name=config.card.name,
-            base_model=None if self._run.student.name == BUNDLED else config.model.start,
+            base_model=BUNDLED if config.model.start == "bundled" else config.model.start,
             licence=config.card.licence,
             recipe=config.to_toml(),
             data=tuple(

@@ -25,6 +25,7 @@ from mbretrieve.corpus.records import Skipped
 from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.models.card import DataSource, TrainingFacts
 from mbretrieve.models.device import resolve_dtype
+from mbretrieve.models.source import BUNDLED
 from mbretrieve.models.tokenizer import Tokenizer
 from mbretrieve.models.transfer import out_of_memory
 from mbretrieve.training import state
@@ -78,7 +79,7 @@ class _Run:
         licences = {source.title: source.licence for source in self.config.text}
         return TrainingFacts(
             name=self.config.card.name,
-            base_model=self.config.start.model,
+            base_model=BUNDLED if self.config.start.model == "bundled" else self.config.start.model,
             licence=self.config.card.licence,
             recipe=self.config.to_toml(),
             data=tuple(DataSource(name, len(texts), licences[name]) for name, texts in self.store.sources.items()),

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from mbretrieve.errors import MissingExtraError, ModelError
 from mbretrieve.models.checkpoint import load
 from mbretrieve.models.device import resolve_dtype
+from mbretrieve.models.writing import beyond_pylate
 from mbretrieve.training import state
 from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import Batches
@@ -62,6 +63,8 @@ def prepare(config: TrainConfig, output: Path, resume: bool, say: Callable[[str]
     batches = Batches(config.data, config.run.batch_size, seed, config.run.length_bucket)
     steps = batches.steps(config.run)
     student = make_student(config, device, found)
+    if found is None and (words := unread(student)):
+        say(words)
     teacher = None if config.loss.teacher is None else _SentenceTransformer(config.loss.teacher, device)
     objective = Objective(config, student, batches.teacher_dim if teacher is None else teacher.dim).to(device)
     model = accelerator.prepare(student.to(device).train())
@@ -91,6 +94,12 @@ def make_student(config: TrainConfig, device: torch.device, checkpoint: Path | N
         dtype=resolve_dtype(config.model.dtype, device),
         checkpointing=config.model.gradient_checkpointing,
     )
+
+
+def unread(student: Student) -> str | None:
+    """Say which library will not load the model that is trained; None: all that read its kind will."""
+    words = beyond_pylate(student.checkpoint()) if student.late else None
+    return words and f"the trained model is for mbretrieve and sentence-transformers; {words}"
 
 
 def _set_seed(seed: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from mbretrieve import ColBERT
 
@@ -70,7 +71,15 @@ def test_a_run_leaves_a_model_that_sentence_transformers_loads(
     ours = ColBERT.from_pretrained(out, device="cpu", dtype="float32").encode_documents(texts)[0]
     theirs = module.MultiVectorEncoder(str(out), device="cpu").encode_document(texts, convert_to_numpy=True)[0]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert "optimizer" in (out / "README.md").read_text("utf-8")
+    card = (out / "README.md").read_text("utf-8")
+    assert "optimizer" in card
+    unread = "PyLate cannot load it, having no words for rows that keep their own length"
+    for said in (done.err, card):
+        assert f"{unread}: trained with model.normalize_queries = true it could be" in said
+    assert 'ColBERT.from_pretrained(".")' in card
+    assert "MultiVectorEncoder" in card
+    assert ModelCard(card).data.base_model == "mbretrieve/mini-v3"
+    assert "Trained from mbretrieve/mini-v3, the model that mbretrieve brings along." in card
     again = one_line(mbretrieve_error(mbretrieve, recipe, out))
     assert "not empty" in again
 
@@ -121,6 +130,20 @@ def test_a_dry_run_shows_and_writes_nothing(recipe: Path, tmp_path: Path, mbretr
     for words in ("steps", "tokens", "memory", "how to sort list", "def sort_"):
         assert words in done.out
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert "PyLate cannot load it" in done.err
+
+
+def test_a_model_with_queries_of_unit_length_is_saved_for_pylate(
+    recipe: Path, tmp_path: Path, mbretrieve: Command
+) -> None:
+    """What the line on PyLate says is done: PyLate's module list, and a program for it in the card."""
+    out = tmp_path / "model"
+    done = mbretrieve("train", recipe, "--output", out, "run.steps=1", "model.normalize_queries=true")
+    assert done.status == 0, done.err
+    assert "PyLate" not in done.err
+    modules = json.loads((out / "modules.json").read_text("utf-8"))
+    assert modules[-1]["type"] == "pylate.models.Dense.Dense"
+    assert "from pylate import models" in (out / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +166,9 @@ def test_bad_input_is_one_line(
     assert words in done.err
 
 
-@pytest.mark.parametrize(("command", "name", "other"), [("train", "pretrain-mini", "pretrain"), ("pretrain", "dpr", "train")])
+@pytest.mark.parametrize(
+    ("command", "name", "other"), [("train", "pretrain-mini", "pretrain"), ("pretrain", "dpr", "train")]
+)
 def test_a_recipe_of_the_other_command_is_told(
     command: str, name: str, other: str, tmp_path: Path, mbretrieve: Command
 ) -> None:

@@ -84,6 +84,19 @@ def test_stanford_is_not_promised_to_sentence_transformers(tmp_path: Path) -> No
     assert programs(saved(model, tmp_path / "saved", layout="stanford")).keys() == {"mbretrieve", "pylate"}
 
 
+def test_what_pylate_cannot_load_is_said_with_what_would_help(tmp_path: Path) -> None:
+    bundled = saved(ColBERT.from_pretrained(device="cpu"), tmp_path / "bundled", card=TrainingFacts())
+    assert (
+        "PyLate cannot load it, having no words for rows that keep their own length: trained with "
+        "model.normalize_queries = true it could be.\n" in bundled
+    )
+    other = saved(late(tmp_path / "made"), tmp_path / "other", layout="sentence-transformers")
+    assert 'PyLate reads another layout: `save_pretrained(folder, layout="pylate")` writes it.' in other
+    own = saved(late(tmp_path / "made again"), tmp_path / "own")
+    assert own.count("PyLate") == 3  # its tag twice, and the program
+    assert "cannot" not in own
+
+
 def test_front_matter_is_what_the_facts_say(tmp_path: Path) -> None:
     card = saved(late(tmp_path / "made"), tmp_path / "saved", card=FACTS)
     read = ModelCard(card).data
