@@ -19,6 +19,7 @@ from mbretrieve.cli import main
 from mbretrieve.errors import DataError, MbretrieveError, ModelError
 from mbretrieve.models.files import read_json
 from mbretrieve.training import pretrain as room
+from mbretrieve.training import state
 from mbretrieve.training.masked_lm import MaskedLanguageModel
 from mbretrieve.training.masked_steps import PhaseSteps
 from mbretrieve.training.pretrain import pretrain
@@ -390,3 +391,35 @@ def test_a_shipped_recipe_loads_and_is_printed_whole(name: str, tmp_path: Path) 
     assert PretrainConfig.load(tmp_path / "printed.toml") == config
     last = config.phase[-1]
     assert (last.schedule, last.decay) == ("trapezoid", last.total_steps)  # the last phase is all decay
+
+
+def test_the_shipped_recipe_is_the_one_that_was_run() -> None:
+    run = RECIPES.parent.parent / "eval" / "results" / "pretrain-mini" / "recipe.toml"
+    assert PretrainConfig.load(RECIPES / "pretrain-mini.toml") == PretrainConfig.load(run)
+
+
+TINY = """
+tokenizer.vocab_size=280 model.hidden_size=32 model.intermediate_size=48 model.num_attention_heads=2
+model.num_hidden_layers=2 model.dtype=float32 run.save_every=1
+phase.0.length=32 phase.0.tokens=600 phase.1.length=64 phase.1.tokens=200 phase.2.length=64 phase.2.tokens=200
+phase.2.decay=4
+"""
+
+
+def test_the_shipped_recipes_follow_each_other(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins with the checkpoint at the end of the first one's stable phase, which later ones leave."""
+    first, second = (RECIPES / f"{name}.toml" for name in ("pretrain-mini", "domain-annealing"))
+    shipped = PretrainConfig.load(first).phase[0].total_steps
+    assert PretrainConfig.load(second).start.model == f"backbone/checkpoints/step-{shipped:08d}"
+    monkeypatch.chdir(tmp_path)
+    settings = [*TINY.split(), f"text.0.path={texts}"]
+    assert main(["pretrain", str(first), "--output", "backbone", *settings]) == 0
+    steps = [phase.total_steps for phase in PretrainConfig.load(first, settings).phase]
+    there = state.checkpoints(tmp_path / "backbone" / "checkpoints")
+    assert list(there) == [steps[0], sum(steps[:2]), sum(steps) - 1, sum(steps)]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "one.txt").write_text("a note on paris and france\n" * 40, "utf-8")
+    shorter = [f"start.model=backbone/checkpoints/step-{steps[0]:08d}", "phase.0.length=32", "phase.0.steps=3"]
+    assert main(["pretrain", str(second), "--output", "mine", *shorter, "phase.0.decay=3", "model.dtype=float32"]) == 0
+    assert len(log(tmp_path / "mine")) == 1
+    assert (tmp_path / "mine" / "model.safetensors").is_file()
