@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -223,3 +224,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from mbretrieve.models.checkpoint import load
 
     return load(small.pylate(tmp_path_factory.mktemp("small") / "made"))
+
+
+def test_the_bundled_models_card_has_the_figures_of_the_results() -> None:
+    root = Path(__file__).parent.parent.parent
+    ways = {
+        "mini-v3-colbert": "late interaction",
+        "mini-v3-colbert-1bit": "late interaction, 1 bit a dimension",
+        "mini-v3-colbert-hybrid": "hybrid, late interaction and BM25",
+        "mini-v3-dense": "dense",
+    }
+    found = {}
+    for folder, way in ways.items():
+        for path in (root / "eval" / "results" / folder / "beir-folder").glob("*.json"):
+            result = json.loads(path.read_text("utf-8"))
+            found[f"{result['task']}, {way}"] = result["metrics"]["ndcg@10"]
+            if exact := result["exact_metrics"]:
+                found[f"{result['task']}, late interaction, exact"] = exact["ndcg@10"]
+    said = ModelCard((root / "mbretrieve" / "assets" / "mini-v3" / "README.md").read_text("utf-8")).data.eval_results
+    assert {one.dataset_name: one.metric_value for one in said} == pytest.approx(found, abs=5.1e-5)

@@ -3,10 +3,12 @@
 import gzip
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +22,7 @@ from mbretrieve.errors import DataError
 from mbretrieve.models.checkpoint import load
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
-from mbretrieve.training.config import TrainConfig
+from mbretrieve.training.config import CardConfig, TrainConfig
 from mbretrieve.training.data import Batches
 from tests.models import small
 
@@ -385,6 +387,33 @@ def test_the_last_recipe_names_what_was_mined() -> None:
         assert source.path == f"mini/{'mined' if source.name in mined else 'pairs'}/{source.name}.jsonl.gz"
     taught = {source.name: source.teacher_vectors for source in config.data if source.teacher_vectors}
     assert taught == {name: f"mini/teacher/mined/{name}" for name in ("code_python", "technical_prose", "sentences")}
+
+
+def trainings() -> list[list[str]]:
+    """Return the trainings that the page of the bundled model lists, as they are typed, in their order."""
+    page = (ROOT / "examples" / "mini" / "README.md").read_text("utf-8").replace("\\\n", " ")
+    return [shlex.split(line)[2:] for line in page.splitlines() if line.startswith("mbretrieve train ")]
+
+
+def test_each_training_of_the_page_begins_with_what_one_before_has_made() -> None:
+    made = {"mini/embeddings", "mini/deep", "mini/v2"}  # by the scripts
+    for recipe, option, output, *settings in trainings():
+        assert option == "--output"
+        config = TrainConfig.load(ROOT / recipe, settings)
+        assert config.model.start in made
+        assert config.card.licence == "apache-2.0"
+        assert all(source.licence for source in config.data)
+        made.add(output)
+
+
+def test_the_last_training_of_the_page_is_the_one_in_the_bundled_models_card(tmp_path: Path) -> None:
+    """But for what the recipe has learned of licences since."""
+    card = (ROOT / "mbretrieve" / "assets" / "mini-v3" / "README.md").read_text("utf-8")
+    (tmp_path / "ran.toml").write_text(card.partition("```toml\n")[2].partition("```")[0], "utf-8")
+    recipe, _, _, *settings = trainings()[-1]
+    listed = TrainConfig.load(ROOT / recipe, settings)
+    data = tuple(replace(source, licence=None) for source in listed.data)
+    assert replace(listed, data=data, card=CardConfig()) == TrainConfig.load(tmp_path / "ran.toml")
 
 
 def test_the_mean_of_two_trainings(mini: Any, tmp_path: Path) -> None:
