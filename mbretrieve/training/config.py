@@ -163,7 +163,9 @@ class RunConfig:
     steps: Count | None = None  # either steps
     epochs: Positive | None = None  # or passes over all sources' rows
     batch_size: Count = 64  # examples a step, over all processes
-    token_budget: Count = 16384  # tokens that go through the model at once; the loss does not depend on it
+    # Tokens that go through the model at once. The loss does not depend on it, up to the rounding of model.dtype: to
+    # 1e-5 in float32, to some thousandths of it in bfloat16, whose sums come out another way in other portions.
+    token_budget: Count = 16384
     seed: Natural = 1
     length_bucket: Count = 1  # so many batches' examples are sorted by length before they are cut into batches
     log_every: Count = 10  # steps

@@ -1,7 +1,8 @@
 """The training loop. A step is a fixed number of examples over all processes, all from one source.
 
-Which of them share a micro-batch, and which process computes them, changes neither the loss nor the gradient: a loss
-that spans examples sees all representations at once (GradCache), one that is a mean over examples is accumulated.
+Which of them share a micro-batch, and which process computes them, changes neither the loss nor the gradient beyond the
+rounding of the dtype (1e-5 in float32): a loss that spans examples sees all representations at once (GradCache), one
+that is a mean over examples is accumulated.
 """
 
 import math

@@ -3,7 +3,7 @@
 A phase is so many steps at one length and RoPE base on some texts. Each ends in a checkpoint, and the next begins from
 the model and the optimiser in it: an extension of the context, or an annealing, is a phase of this recipe or the first
 one of another. A step is a fixed number of sequences over all processes; its loss, the mean cross-entropy of all tokens
-to guess, depends neither on the token budget nor on the number of processes.
+to guess, depends neither on the token budget nor on the number of processes, up to the rounding of the dtype.
 """
 
 import json

@@ -138,7 +138,9 @@ class PretrainRunConfig:
     """[run]: in what portions, and what is kept."""
 
     mask_rate: Positive = MASK_RATE  # of the tokens, to be guessed
-    token_budget: Count = 16384  # tokens that go through the model at once; the loss does not depend on it
+    # Tokens that go through the model at once. The loss does not depend on it, up to the rounding of model.dtype: to
+    # 1e-5 in float32, to some thousandths of it in bfloat16, whose sums come out another way in other portions.
+    token_budget: Count = 16384
     seed: Natural = 1
     log_every: Count = 10  # steps
     save_every: Count | None = None  # steps; at the end of each phase

@@ -145,8 +145,10 @@ class TokenBudget:
                 f"{ended}, which cannot be cut: lower {lower}, or set model.gradient_checkpointing=true"
             ) from None
         if self._ranks > 1:
-            raise ModelError(f"{ended}: set run.token_budget={tokens // 2}; the loss does not depend on it") from None
+            raise ModelError(
+                f"{ended}: set run.token_budget={tokens // 2}; the loss is the same up to rounding"
+            ) from None
         self.tokens = max(1, tokens // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._say(f"{ended}: going on with run.token_budget={self.tokens}, on which the loss does not depend")
+        self._say(f"{ended}: going on with run.token_budget={self.tokens}, which changes the loss by rounding at most")

@@ -13,6 +13,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mbretrieve import ColBERT
+from mbretrieve.training.config import EvaluationConfig
+from mbretrieve.training.validation import evaluator
+from tests.models import small
+from tests.training.runs import beir
 
 from .conftest import Command, one_line
 
@@ -107,6 +111,66 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(recipe: Path, tmp_pa
     changed = mbretrieve("train", recipe, "--output", out, "--resume", *short)
     assert changed.status == 1
     assert "run.steps was 400" in changed.err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_outright_has_the_curve_of_one_that_is_not(
+    recipe: Path, tmp_path: Path, mbretrieve: Command
+) -> None:
+    start = small.pylate(tmp_path / "start", do_query_expansion=False)
+    settings = [f"model.start={start}", "run.steps=60", "run.save_every=20"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    assert mbretrieve("train", recipe, "--output", whole, *settings).status == 0
+    command = [sys.executable, "-m", "mbretrieve", "train", str(recipe), "--output", str(out), *settings]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(log(out)) < 25 and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.kill()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGKILL, errors
+    assert 25 <= len(log(out)) < 60
+    assert not (out / "model.safetensors").exists()
+    done = mbretrieve("train", recipe, "--output", out, "--resume", *settings)
+    assert done.status == 0, done.err
+    assert "going on from" in done.err
+    assert [line["step"] for line in log(out)] == list(range(1, 61))
+    for name in ("loss", "lr", "tokens"):
+        assert [line[name] for line in log(out)] == pytest.approx([line[name] for line in log(whole)], rel=1e-5)
+
+
+def test_a_data_file_that_was_changed_since_ends_a_run_that_is_to_go_on(
+    recipe: Path, tmp_path: Path, mbretrieve: Command
+) -> None:
+    out, data = tmp_path / "out", tmp_path / "pairs.jsonl"
+    assert mbretrieve("train", recipe, "--output", out).status == 0
+    status = data.stat()
+    data.write_text(data.read_text("utf-8").replace("sort list 7", "sort list 8"), "utf-8")
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    done = mbretrieve("train", recipe, "--output", out, "--resume")
+    assert done.status == 1
+    assert "the rows of pairs.jsonl, or its teacher's vectors, are not those that the run began with" in done.err
+
+
+def test_a_run_is_measured_on_the_sets_of_its_recipe_and_keeps_the_best(
+    recipe: Path, tmp_path: Path, mbretrieve: Command
+) -> None:
+    folder, out = beir(tmp_path / "small"), tmp_path / "model"
+    sets = [f"evaluation.sets=['{folder}']", "run.evaluate_every=1", "optimizer.lr=1e-2"]
+    done = mbretrieve("train", recipe, "--output", out, *sets)
+    assert done.status == 0, done.err
+    rows = [json.loads(line) for line in (out / "evaluations.jsonl").read_text("utf-8").splitlines()]
+    assert [set(row) for row in rows] == [{"step", "ndcg@10", "ndcg@10 small"}] * 3
+    best = max(rows, key=lambda row: row["ndcg@10"])
+    assert f"the model is that of step {best['step']}, the best by evaluation ({best['ndcg@10']:.4f})" in done.err
+    measure = evaluator(EvaluationConfig(sets=(str(folder),)))
+    assert measure is not None
+    assert measure(ColBERT.from_pretrained(out))["ndcg@10"] == pytest.approx(best["ndcg@10"])
+    [figure] = [one for one in ModelCard.load(out / "README.md").data.eval_results if one.dataset_name == "small"]
+    assert figure.metric_value == pytest.approx(best["ndcg@10"])
+    missing = mbretrieve("train", recipe, "--output", tmp_path / "other", "evaluation.sets=['nowhere']")
+    assert missing.status == 1
+    assert "evaluation.sets names nowhere, which is no folder" in missing.err
 
 
 def test_a_stopped_run_resumes_bit_for_bit(recipe: Path, tmp_path: Path, mbretrieve: Command) -> None:

@@ -11,6 +11,8 @@ from mbretrieve.training.config import TrainConfig
 
 WORDS = ("search", "index", "token", "query", "vector", "merge", "sort", "file", "cache", "thread", "parse", "graph")
 
+TEXTS = ["merge two lists", "open a socket", "parse the tree of a file", "hash, then sort", "a graph", "cache it"]
+
 
 def pairs(folder: Path, count: int = 48, **columns: Any) -> Path:
     """Write pairs of unlike lengths; ``negatives`` and ``scores`` where asked for."""
@@ -61,3 +63,15 @@ def torchrun(*arguments: str | Path, processes: int = 2) -> subprocess.Completed
         env={**told, "OMP_NUM_THREADS": "1"},
         check=False,
     )
+
+
+def beir(folder: Path) -> Path:
+    """Write a few texts, and a question for each, as a folder in BEIR layout."""
+    (folder / "qrels").mkdir(parents=True)
+    rows = [json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(TEXTS)]
+    (folder / "corpus.jsonl").write_text("\n".join(rows) + "\n")
+    queries = [json.dumps({"_id": f"q{n}", "text": text[3:]}) for n, text in enumerate(TEXTS)]
+    (folder / "queries.jsonl").write_text("\n".join(queries) + "\n")
+    lines = [f"q{n}\td{n}\t1" for n in range(len(TEXTS))]
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
+    return folder

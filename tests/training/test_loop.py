@@ -2,8 +2,13 @@
 
 import json
 import math
+import os
 import shlex
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ from mbretrieve.training import loop, state
 from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import Batches
 from mbretrieve.training.running import CHECKPOINTS
-from mbretrieve.training.setup import prepare
+from mbretrieve.training.setup import make_student, prepare
 
 from .runs import losses, pairs, recipe, torchrun
 
@@ -148,6 +153,88 @@ def test_two_processes_learn_what_one_learns(name: str, start: Path, data: Path,
         one.backbone.state_dict().items(), two.backbone.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=weights)
+
+
+def test_a_long_gradient_is_clipped_as_torch_clips_it(start: Path, data: Path, tmp_path: Path) -> None:
+    """The optimiser's eps is large, so that the length of a gradient counts in its first step at all."""
+    longest, optimizer = 0.01, {"lr": 0.1, "eps": 1.0}
+    config = recipe(
+        start,
+        data,
+        loss={"learn_temperature": True},
+        optimizer={**optimizer, "max_grad_norm": longest},
+        schedule={"name": "constant", "warmup": 0},
+        run={"steps": 1, "token_budget": 90},
+    )
+    loop.train(config, tmp_path / "clipped")
+    run = prepare(config, tmp_path / "ours", False, print)
+    made = loop.Loop(run, print)
+    made.gradients(made.next_step())
+    assert torch.nn.utils.clip_grad_norm_(run.parameters, longest) > 2 * longest
+    run.optimizer.step()
+    checkpoint = tmp_path / "clipped" / CHECKPOINTS / "step-00000001"
+    trained = dict(make_student(config, torch.device("cpu"), checkpoint).named_parameters())
+    for name, parameter in run.student.named_parameters():
+        torch.testing.assert_close(trained[name], parameter, atol=1e-7, rtol=1e-5, msg=name)
+    free = replace(config, optimizer=replace(config.optimizer, max_grad_norm=0.0))
+    loop.train(free, tmp_path / "free")
+    other = make_student(config, torch.device("cpu"), tmp_path / "free" / CHECKPOINTS / "step-00000001")
+    moved = max(float((trained[name] - p).abs().max().detach()) for name, p in other.named_parameters())
+    assert moved > 1e-4
+
+
+WRITER = '''
+import json, os
+
+
+class SummaryWriter:
+    """As much of TensorBoard's as accelerate calls; what it is told goes into a file."""
+
+    def __init__(self, folder, **_):
+        os.makedirs(folder, exist_ok=True)
+        self._path = f"{folder}/told.jsonl"
+
+    def add_scalar(self, name, value, global_step=None, **_):
+        with open(self._path, "a") as file:
+            file.write(json.dumps([name, value, global_step]) + "\\n")
+
+    def add_hparams(self, values, metric_dict, **_):
+        with open(self._path, "a") as file:
+            file.write(json.dumps(["settings", values["run"], None]) + "\\n")
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.add_scalar("closed", 1)
+'''
+
+
+@pytest.mark.skipif(
+    find_spec("tensorboard") is not None, reason="TensorBoard itself is here, and writes in its own way"
+)
+def test_a_tracker_that_is_installed_is_told_each_logged_step(
+    start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "tensorboardX").mkdir(parents=True)
+    (tmp_path / "site" / "tensorboardX" / "__init__.py").write_text(WRITER)
+    (tmp_path / "site" / "tensorboardX-1.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: tensorboardX\nVersion: 1.0\n"
+    (tmp_path / "site" / "tensorboardX-1.0.dist-info" / "METADATA").write_text(metadata)
+    config = recipe(start, data, run={"steps": 4, "log_every": 2, "trackers": ["tensorboard"]})
+    (tmp_path / "recipe.toml").write_text(config.to_toml())
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    command = [sys.executable, "-m", "mbretrieve", "train", tmp_path / "recipe.toml", "--output", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "out").rglob("told.jsonl")
+    (_, settings, _), *told, closed = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "'batch_size': 8" in settings
+    logged = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "lr", "tokens", "tokens_per_second"):
+        assert [value for each, value, _ in told if each == name] == [line[name] for line in logged]
+        assert [step for each, _, step in told if each == name] == [2, 4]
+    assert closed[0] == "closed"
 
 
 ALONE = """

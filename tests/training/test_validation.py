@@ -1,6 +1,5 @@
 """Evaluation during training gives what the evaluation room gives for the same ranking."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,7 @@ from mbretrieve.training.config import EvaluationConfig
 from mbretrieve.training.validation import evaluator
 from mbretrieve.types import Kind
 
-TEXTS = ["merge two lists", "open a socket", "parse the tree of a file", "hash, then sort", "a graph", "cache it"]
-
-
-def beir(folder: Path) -> Path:
-    (folder / "qrels").mkdir(parents=True)
-    rows = [json.dumps({"_id": f"d{n}", "title": "", "text": text}) for n, text in enumerate(TEXTS)]
-    (folder / "corpus.jsonl").write_text("\n".join(rows) + "\n")
-    queries = [json.dumps({"_id": f"q{n}", "text": text[3:]}) for n, text in enumerate(TEXTS)]
-    (folder / "queries.jsonl").write_text("\n".join(queries) + "\n")
-    lines = [f"q{n}\td{n}\t1" for n in range(len(TEXTS))]
-    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
-    return folder
+from .runs import TEXTS, beir
 
 
 @pytest.mark.parametrize("kind", ["colbert", "dense"])
