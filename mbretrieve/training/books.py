@@ -101,7 +101,9 @@ class Books:
             "" if all(np.isfinite(each).all() for each in vectors) else ", whose teacher's vectors are not all finite"
         )
         if good is None:
-            kept = "no checkpoint was written yet: mend the data or model.start, or lower optimizer.lr, and begin anew"
+            kept = (
+                "no checkpoint has finite weights: mend the data or model.start, or lower optimizer.lr, and begin anew"
+            )
         else:
             again = ["mbretrieve", "train", run.output / RECIPE, "--output", f"{run.output}-again"]
             settings = [f"model.start={good}", f"optimizer.lr={run.config.optimizer.lr / 2}"]

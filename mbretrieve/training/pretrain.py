@@ -338,7 +338,7 @@ class _Phase:
         if run.position.step != self.saved_step and finite:
             self._save()
         good = state.last_good(run.output / CHECKPOINTS)
-        kept = "no checkpoint was written yet: mend the texts or start.model, or lower the lr, and begin anew"
+        kept = "no checkpoint has finite weights: mend the texts or start.model, or lower the lr, and begin anew"
         if good is not None:
             kept = (
                 f"{good} is the last good checkpoint; to begin anew from it, set start.model to it, leave [tokenizer] "
