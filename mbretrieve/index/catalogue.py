@@ -37,7 +37,7 @@ FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm", *DRAFT_FILES)
 """The catalogue, and what SQLite keeps beside it."""
 FOLDERS = (SEGMENTS, CODEBOOKS)
 """The folders beside the catalogue."""
-FORMAT = 3
+FORMAT = 4
 BUSY_SECONDS = 10.0
 MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
 
@@ -47,7 +47,8 @@ NOT_WRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOE
 # A content is a text with its context, its windows and its words; documents of one content share it. So vectors are
 # found again by content hash, and a document whose metadata alone changed costs one row. How many windows it has, and
 # which characters they span in all, is kept with it; which they are, beside their vectors. A segment's row lives while
-# its content is there: `deleted` has a bit for each row, so that a reader need not look at the contents.
+# its content is there: `deleted` has a bit for each row, so that a reader need not look at the contents. The parity of
+# files is the last of their columns: who does not ask for it, as readers do not, does not read it.
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE codebooks (
@@ -58,8 +59,8 @@ CREATE TABLE segments (
   codebook INTEGER, checksum BLOB NOT NULL, live_rows INTEGER NOT NULL, live_tokens INTEGER NOT NULL);
 CREATE TABLE deleted (segment INTEGER PRIMARY KEY, rows BLOB NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE files (
-  folder TEXT NOT NULL, name TEXT NOT NULL, bytes INTEGER NOT NULL, checksums BLOB NOT NULL,
-  PRIMARY KEY (folder, name)) WITHOUT ROWID;
+  folder TEXT NOT NULL, name TEXT NOT NULL, bytes INTEGER NOT NULL, checksums BLOB NOT NULL, checksum BLOB NOT NULL,
+  parity BLOB NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE contents (
   key INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL, windows INTEGER NOT NULL, start INTEGER NOT NULL,
   stop INTEGER NOT NULL, context TEXT NOT NULL, text TEXT NOT NULL, checksum BLOB NOT NULL);
@@ -93,6 +94,11 @@ _encode = json.JSONEncoder(default=repr).encode
 def checksum(*fields: str | float | None) -> bytes:
     """Hash the fields of a row (blake2b, 16 bytes), as the catalogue keeps it beside them."""
     return blake2b(_encode(fields).encode(), digest_size=16).digest()
+
+
+def file_checksum(folder: str, file: StoredFile) -> bytes:
+    """Hash the row of a file."""
+    return checksum(folder, file.name, file.size, zlib.crc32(file.checksums), zlib.crc32(file.parity))
 
 
 @contextmanager

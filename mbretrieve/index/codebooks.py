@@ -220,10 +220,9 @@ def assignment_dtype(lists: int) -> type[np.uint16] | type[np.uint32]:
 
 
 def save_codebook(folder: Path, codebook: Codebook) -> list[str]:
-    """Write a codebook into a folder that exists, each file durable; returns the files' names."""
+    """Write a codebook, but for its error, into a folder that exists, each file durable; returns the files' names."""
     save_array(folder / "residuals.npy", codebook.residuals)
-    save_array(folder / "error.npy", np.array([codebook.error]))
-    return [*save_coarse(folder, codebook), "residuals.npy", "error.npy"]
+    return [*save_coarse(folder, codebook), "residuals.npy"]
 
 
 def save_coarse(folder: Path, coarse: Coarse) -> list[str]:
@@ -233,8 +232,8 @@ def save_coarse(folder: Path, coarse: Coarse) -> list[str]:
     return list(COARSE_FILES)
 
 
-def load_codebook(folder: Path) -> Codebook:
-    """Read a codebook into memory.
+def load_codebook(folder: Path, error: float) -> Codebook:
+    """Read a codebook into memory, with the error that is kept elsewhere.
 
     Raises: FileNotFoundError, for who reads an index may only have come too late; IndexFormatError naming the file that
     is cut short or does not hold what it must.
@@ -256,7 +255,7 @@ def load_codebook(folder: Path) -> Codebook:
         products=coarse.products,
         bits=bits,
         residuals=residuals,
-        error=float(_read(folder / "error.npy", np.float64, (1,))[0]),
+        error=error,
     )
 
 

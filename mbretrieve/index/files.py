@@ -1,14 +1,16 @@
-"""Folders of immutable files, mapped by readers, with a checksum for every 16 KiB of each file, checked before its use.
+"""Folders of immutable files, mapped by readers, with a checksum for every 16 KiB of each file, checked before its use,
+and parity by which a file is restored where few blocks are damaged.
 
 A folder is written under a name that begins with a dot, made durable, renamed, and counts once the catalogue names it.
 """
 
 import contextlib
+import io
 import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index.arrays import distinct, spread
+from mbretrieve.index.parity import Parity
 
 BLOCK = 16 * 1024
 """Bytes that are checked together. A search reads some kilobytes here and there: of blocks of 64 KiB a cold one had to
@@ -27,12 +30,13 @@ HEADER = 128
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """What the catalogue knows of a file: its size in bytes, and the CRC-32 of each 16 KiB block of it (little-endian
-    uint32)."""
+    """What the catalogue knows of a file: its size in bytes, the CRC-32 of each 16 KiB block of it (little-endian
+    uint32), and the ``parity`` of these blocks, which is left empty for those who only read the file."""
 
     name: str
     size: int
     checksums: bytes
+    parity: bytes = b""
 
 
 class Draft:
@@ -46,7 +50,7 @@ class Draft:
 
     def finish(self, names: Sequence[str]) -> list[StoredFile]:
         """Make the folder with these files, which were synced, durable; returns what the catalogue is to know."""
-        files = [_describe(self.path / name) for name in names]
+        files = [describe(self.path / name) for name in names]
         for other in self.path.iterdir():
             if other.name not in names:
                 other.unlink()
@@ -115,6 +119,25 @@ class MappedFolder:
         """Check every block of a file. Raises: IndexFormatError."""
         self._check_blocks(name, np.flatnonzero(self._unchecked[name]).tolist())
 
+    def problems(self) -> Iterator[str]:
+        """Yield a line for each file that is not as it was written."""
+        for name, file in self._files.items():
+            try:
+                self.raw(name)
+            except IndexFormatError as error:
+                yield str(error)
+            except FileNotFoundError as error:
+                yield f"{error.filename} is missing"
+            else:
+                changed = np.flatnonzero(~self.sound_blocks(name))
+                if len(changed):
+                    more = f", and {len(changed) - 1:,} more blocks" if len(changed) > 1 else ""
+                    yield str(self.damaged(name, f"{_bytes(int(changed[0]), file)} were changed{more}"))
+
+    def is_sound(self, name: str) -> bool:
+        """Say whether a file is as it was written."""
+        return self.has_size(name) and bool(self.sound_blocks(name).all())
+
     def has_size(self, name: str) -> bool:
         """Say whether a file is there, and as large as the catalogue says."""
         path = self.path / name
@@ -122,14 +145,16 @@ class MappedFolder:
 
     def sound_blocks(self, name: str) -> NDArray[np.bool_]:
         """Say which blocks of a file, which need not be there or of its size, are as they were written."""
-        expected = np.frombuffer(self._files[name].checksums, dtype="<u4")
-        found = np.zeros(len(expected), dtype=bool)
-        if (self.path / name).is_file():
-            with (self.path / name).open("rb") as file:
-                for block, kept in enumerate(expected):
-                    rest = self._files[name].size - block * BLOCK
-                    found[block] = zlib.crc32(file.read(min(BLOCK, rest))) == kept
-        return found
+        return np.fromiter((block is not None for block in self.blocks(name)), dtype=bool)
+
+    def blocks(self, name: str) -> Iterator[bytes | None]:
+        """Yield every block of a file, which need not be there or of its size; None for one that is not as it was."""
+        with contextlib.ExitStack() as stack:
+            path = self.path / name
+            file = stack.enter_context(path.open("rb") if path.is_file() else io.BytesIO())
+            for block, kept in enumerate(np.frombuffer(self._files[name].checksums, dtype="<u4")):
+                data = file.read(min(BLOCK, self._files[name].size - block * BLOCK))
+                yield data if data and zlib.crc32(data) == kept else None
 
     def damaged(self, name: str, what: str) -> IndexFormatError:
         """Say that a file is damaged."""
@@ -142,7 +167,7 @@ class MappedFolder:
         expected = np.frombuffer(self._files[name].checksums, dtype="<u4")
         for block in blocks:
             if zlib.crc32(raw[block * BLOCK : (block + 1) * BLOCK].data) != expected[block]:
-                raise self.damaged(name, f"bytes {block * BLOCK} to {(block + 1) * BLOCK} were changed")
+                raise self.damaged(name, f"{_bytes(block, self._files[name])} were changed")
             self._unchecked[name][block] = False
 
 
@@ -220,9 +245,52 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _describe(path: Path) -> StoredFile:
+def describe(path: Path) -> StoredFile:
+    """Return what the catalogue is to know of a file."""
     checksums = bytearray()
+    size = path.stat().st_size
+    parity = Parity(size, BLOCK)
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
+        for number in range(-(-size // BLOCK)):
+            block = file.read(BLOCK)
             checksums += zlib.crc32(block).to_bytes(4, "little")
-        return StoredFile(path.name, file.tell(), bytes(checksums))
+            parity.add(number, block)
+    return StoredFile(path.name, size, bytes(checksums), parity.rows.tobytes())
+
+
+def restore(folder: Path, file: StoredFile) -> bool:
+    """Put a damaged file in its place again, as it was and durable, if its parity still says what is lost of it.
+
+    Returns whether it did: not where two blocks of a group are lost. The file need not be there, nor its folder.
+    """
+    parity = Parity(file.size, BLOCK)
+    if not parity.begin(file.parity):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{file.name}"
+    lost: dict[int, int] = {}  # by group
+    try:
+        with draft.open("wb") as into:
+            for number, block in enumerate(MappedFolder(folder, [file]).blocks(file.name)):
+                if block is not None:
+                    into.seek(number * BLOCK)
+                    into.write(block)
+                    parity.add(number, block)
+                elif lost.setdefault(parity.group(number), number) != number:
+                    return False
+            for group, number in lost.items():
+                into.seek(number * BLOCK)
+                into.write(parity.rows[group, : file.size - number * BLOCK].data)
+            into.flush()
+            os.fsync(into.fileno())
+        if (found := describe(draft)).checksums != file.checksums or found.parity != file.parity:
+            return False
+        draft.rename(folder / file.name)
+        sync_folder(folder)
+        return True
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _bytes(block: int, file: StoredFile) -> str:
+    return f"bytes {block * BLOCK} to {min((block + 1) * BLOCK, file.size)}"

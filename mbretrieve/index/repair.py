@@ -1,7 +1,8 @@
-"""Mending a damaged index: what follows from the rest is made again, what is lost is dropped and named.
+"""Mending a damaged index: files are restored by their parity, what follows from the rest is made again, what is lost
+is dropped and named.
 
 The texts, the documents' rows and the vectors in the segments are what nothing else holds; words, filters, counts and
-inverted lists follow from them. All that is done is one transaction: killed, it can be run again.
+inverted lists follow from them. What is done to the catalogue is one transaction: killed, it can be run again.
 """
 
 import contextlib
@@ -23,16 +24,18 @@ from mbretrieve.index.catalogue import (
     SEGMENT_COLUMNS,
     Catalogue,
     checksum,
+    file_checksum,
     put_meta,
     translated,
 )
+from mbretrieve.index.files import MappedFolder, StoredFile, describe, restore
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.inverting import Inverter
 from mbretrieve.index.lock import writer_lock
 from mbretrieve.index.salvage import Salvaged, rewrite, salvage
-from mbretrieve.index.segments import open_codebook
+from mbretrieve.index.segments import CODEBOOKS, SEGMENTS, open_codebook
 from mbretrieve.index.vectors import VectorStore
-from mbretrieve.index.verify import wrong_filters, wrong_words
+from mbretrieve.index.verify import FILES, stored_file, wrong_filters, wrong_words
 from mbretrieve.index.words import content_words
 
 NAMED = 20  # ids in a line
@@ -78,6 +81,10 @@ class _Repair:
     def run(self) -> list[str]:
         """Do all there is to do; returns a line for each thing done."""
         self._database()
+        self._drop_changed("codebooks", CODEBOOK_COLUMNS)
+        self._drop_changed("segments", SEGMENT_COLUMNS)
+        self._files("codebooks", CODEBOOKS)
+        self._files("segments", SEGMENTS)
         self._execute("DELETE FROM files WHERE typeof(bytes) != 'integer' OR typeof(checksums) != 'blob'")
         codebooks = dict(self._codebooks())
         segments = list(self._segments(codebooks))
@@ -104,8 +111,31 @@ class _Repair:
     def _sound(self) -> bool:
         return [line for (line,) in self._execute("PRAGMA integrity_check(1)")] == ["ok"]
 
+    def _files(self, table: str, parent: str) -> None:
+        """Restore what is damaged of the files of a table's folders: a file by its row, or its row by the file."""
+        named = f"SELECT folder, files.name FROM files JOIN {table} ON folder = {table}.name"  # noqa: S608 - a constant
+        for folder, name in self._execute(named).fetchall():
+            # One by one: the parity of all of them need not fit into memory.
+            [row] = self._execute(f"{FILES} WHERE folder = ? AND name = ?", (folder, name)).fetchall()
+            path, shown = self._index / parent / folder, f"{parent}/{folder}/{name}"
+            if (file := stored_file(row)) is not None:
+                with contextlib.suppress(IndexFormatError):  # of as many checksums as no file of its size has
+                    if not MappedFolder(path, [file]).is_sound(name) and restore(path, file):
+                        self._done.append(f"{shown} was restored, and is as it was")
+            elif Path(name).name == name and (path / name).is_file():
+                found = describe(path / name)
+                _, _, *facts, kept = row
+                if file_checksum(folder, found) == kept or facts == [found.size, found.checksums, found.parity]:
+                    self._put_file(folder, found)
+                    self._done.append(f"{FILE}: what it says of {shown} was changed, and is made again from the file")
+
+    def _put_file(self, folder: str, file: StoredFile) -> None:
+        self._execute(
+            "UPDATE files SET bytes = ?, checksums = ?, parity = ?, checksum = ? WHERE folder = ? AND name = ?",
+            (file.size, file.checksums, file.parity, file_checksum(folder, file), folder, file.name),
+        )
+
     def _codebooks(self) -> Iterator[tuple[int, Any]]:
-        self._drop_changed("codebooks", CODEBOOK_COLUMNS)
         for record in self._catalogue.codebooks():
             try:
                 yield record.key, open_codebook(self._index, record, self._catalogue.dim)
@@ -114,7 +144,6 @@ class _Repair:
                 self._done.append(f"codebooks/{record.name} is lost, and with it the vectors that it packed")
 
     def _segments(self, codebooks: dict[int, Any]) -> Iterator[Salvaged]:
-        self._drop_changed("segments", SEGMENT_COLUMNS)
         layout, dim = self._catalogue.layout, self._catalogue.dim
         for record in self._catalogue.segments():
             found = salvage(self._index, record, layout, dim, codebooks)

@@ -79,7 +79,7 @@ def open_codebook(index: Path, record: CodebookRecord, dim: int) -> "Codebook":
 
     folder = MappedFolder(index / CODEBOOKS / record.name, record.files)
     folder.verify()
-    codebook = load_codebook(folder.path)
+    codebook = load_codebook(folder.path, record.error)
     if (len(codebook.rotation), len(codebook.centroids), codebook.bits) != (dim, record.lists, record.bits):
         raise folder.damaged("centroids.npy", "it is not the codebook that the catalogue describes")
     return codebook

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mbretrieve.index import plan
 from mbretrieve.index.arrays import to_array
-from mbretrieve.index.catalogue import FOLDERS, Catalogue, checksum
+from mbretrieve.index.catalogue import FOLDERS, Catalogue, checksum, file_checksum
 from mbretrieve.index.files import StoredFile, sweep
 from mbretrieve.index.merging import SegmentSize, segments_of_one_sort, segments_to_merge
 from mbretrieve.index.records import Stored
@@ -136,7 +136,11 @@ class VectorStore:
 
     def _put_files(self, folder: str, files: Sequence[StoredFile]) -> None:
         self._database.executemany(
-            "INSERT INTO files VALUES (?, ?, ?, ?)", [(folder, file.name, file.size, file.checksums) for file in files]
+            "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (folder, file.name, file.size, file.checksums, file_checksum(folder, file), file.parity)
+                for file in files
+            ],
         )
 
     def finish(self) -> None:

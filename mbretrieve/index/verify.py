@@ -4,20 +4,23 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from mbretrieve.errors import MbretrieveError
-from mbretrieve.index.catalogue import CONTENT_COLUMNS, FILE, Catalogue, checksum
+from mbretrieve.index.catalogue import CONTENT_COLUMNS, FILE, Catalogue, checksum, file_checksum
+from mbretrieve.index.files import MappedFolder, StoredFile
 from mbretrieve.index.filters import SqlValue, stored_value
 from mbretrieve.index.postings import checked, decode, read_lengths, word_crc
-from mbretrieve.index.segments import open_codebook, open_segment
+from mbretrieve.index.segments import CODEBOOKS, SEGMENTS, CodebookRecord, SegmentRecord, open_codebook, open_segment
 from mbretrieve.index.view import load_view
 from mbretrieve.index.windows import WINDOWS, is_complete
 from mbretrieve.index.words import content_words
 from mbretrieve.types import Metadata
 
 DOCUMENTS = "SELECT key, id, content, source, metadata, checksum FROM documents"
+FILES = "SELECT folder, name, bytes, checksums, parity, checksum FROM files"
 
 # What must hold between the tables: each query counts the rows that break a rule.
 RULES = {
@@ -51,7 +54,10 @@ def verify(catalogue: Catalogue) -> list[str]:
             problems.append(str(error))
         except FileNotFoundError as error:
             problems.append(f"{error.filename} is missing")
-    return list(dict.fromkeys(problems))
+    said: dict[str, str] = {}
+    for problem in problems:
+        said.setdefault(problem.partition(" is damaged: ")[0], problem)  # of a file what was said first: the bytes
+    return list(said.values())
 
 
 def _database(catalogue: Catalogue) -> Iterator[str]:
@@ -70,6 +76,18 @@ def _rows(catalogue: Catalogue) -> Iterator[str]:
     for name, state, kept in catalogue.stream("SELECT name, state, checksum FROM sources"):
         if checksum(name, state) != kept:
             yield f"{FILE}: the state of source {name!r} was changed"
+    for row in catalogue.stream(FILES):
+        if stored_file(row) is None:
+            yield f"{FILE}: what it says of the file {row[1]!r} of {row[0]!r} was changed"
+
+
+def stored_file(row: tuple[Any, ...]) -> StoredFile | None:
+    """Return what a row of ``FILES`` says of its file, None if it was changed."""
+    folder, name, size, checksums, parity, kept = row
+    if not isinstance(size, int) or not isinstance(checksums, bytes) or not isinstance(parity, bytes):
+        return None
+    file = StoredFile(name, size, checksums, parity)
+    return file if file_checksum(folder, file) == kept else None
 
 
 def _rules(catalogue: Catalogue) -> Iterator[str]:
@@ -129,19 +147,19 @@ def wrong_words(catalogue: Catalogue) -> Iterator[str]:
 
 
 def _segments(catalogue: Catalogue) -> Iterator[str]:
-    codebooks = {}
-    for book in catalogue.codebooks():
+    index, codebooks = catalogue.index, {}
+    records: list[CodebookRecord | SegmentRecord] = [*catalogue.codebooks(), *catalogue.segments()]
+    for record in records:
+        folder = index / (CODEBOOKS if isinstance(record, CodebookRecord) else SEGMENTS) / record.name
         try:
-            codebooks[book.key] = open_codebook(catalogue.index, book, catalogue.dim)
-        except MbretrieveError as error:
-            yield str(error)
-        except FileNotFoundError as error:
-            yield f"{error.filename} is missing"
-    for record in catalogue.segments():
-        if record.codebook is not None and record.codebook not in codebooks:
-            continue  # said above, or by the rules
-        try:
-            open_segment(catalogue.index, record, catalogue.layout, catalogue.dim, codebooks).verify()
+            problems = list(MappedFolder(folder, record.files).problems())
+            yield from problems
+            if problems:
+                continue
+            if isinstance(record, CodebookRecord):
+                codebooks[record.key] = open_codebook(index, record, catalogue.dim)
+            elif record.codebook is None or record.codebook in codebooks:  # or it was said above, or by the rules
+                open_segment(index, record, catalogue.layout, catalogue.dim, codebooks)
         except MbretrieveError as error:
             yield str(error)
         except FileNotFoundError as error:

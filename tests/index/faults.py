@@ -1,7 +1,9 @@
 """Helpers of the reliability tests: a small index to harm, and child processes that die, or may not write."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable
@@ -68,6 +70,12 @@ def flip(file: Path, at: int) -> None:
     content = bytearray(file.read_bytes())
     content[at] ^= 0x55
     file.write_bytes(content)
+
+
+def forget_parity(path: Path) -> None:
+    """Take the parity of an index's files away, so that no file can be restored by it."""
+    with contextlib.closing(sqlite3.connect(path / "catalog.sqlite")) as database, database:
+        assert database.execute("UPDATE files SET parity = x''").rowcount
 
 
 def everything(index: Any) -> Any:

@@ -248,12 +248,12 @@ def test_training_centroids_lessens_the_distance_and_leaves_none_unused() -> Non
 def test_what_is_saved_is_loaded(tmp_path: Path, trained: dict[int, Codebook], bits: int) -> None:
     names = save_codebook(tmp_path, trained[bits])
     assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
-    loaded = load_codebook(tmp_path)
+    loaded = load_codebook(tmp_path, trained[bits].error)
     for name in Codebook.__slots__:
         np.testing.assert_array_equal(getattr(loaded, name), getattr(trained[bits], name))
 
 
-ARRAYS = ["rotation", "centroids", "residuals", "products", "error"]
+ARRAYS = ["rotation", "centroids", "residuals", "products"]
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -291,7 +291,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, trained: dict[int, Codebook], n
         case "object":
             np.save(path, np.array([{}]), allow_pickle=True)
     with pytest.raises(FileNotFoundError if damage == "gone" else IndexFormatError, match=f"{name}.npy") as caught:
-        load_codebook(tmp_path)
+        load_codebook(tmp_path, 0.5)
     assert "\n" not in str(caught.value)
 
 
@@ -299,7 +299,7 @@ def test_eight_bits_by_tables_are_read(tmp_path: Path, trained: dict[int, Codebo
     random = np.random.default_rng(0)
     residuals = random.standard_normal((4, 12, 256, 4)).astype(np.float32) * np.float32(0.1)
     save_codebook(tmp_path, replace(trained[8], residuals=residuals))
-    loaded = load_codebook(tmp_path)
+    loaded = load_codebook(tmp_path, 0.5)
     assert loaded.bits == 8
     rotated = loaded.rotate(tokens(50, 48))
     assignments = loaded.assign(rotated)
@@ -311,7 +311,7 @@ def test_codes_of_one_dimension_stand_for_equally_spaced_numbers(tmp_path: Path,
     residuals[0, 3, 7] += 0.01
     save_codebook(tmp_path, replace(trained[8], residuals=residuals))
     with pytest.raises(IndexFormatError, match=r"residuals\.npy is damaged: .* not equally spaced"):
-        load_codebook(tmp_path)
+        load_codebook(tmp_path, 0.5)
 
 
 @pytest.mark.parametrize("name", ["centroids", "residuals", "products"])
@@ -320,14 +320,14 @@ def test_files_of_another_dimension_are_refused(tmp_path: Path, trained: dict[in
     other = train_codebook(tokens(300, 40), 8, 2)
     np.save(tmp_path / f"{name}.npy", getattr(other, name))
     with pytest.raises(IndexFormatError, match=f"{name}.npy"):
-        load_codebook(tmp_path)
+        load_codebook(tmp_path, 0.5)
 
 
 def test_a_rotation_that_is_none_is_refused(tmp_path: Path, trained: dict[int, Codebook]) -> None:
     save_codebook(tmp_path, trained[2])
     np.save(tmp_path / "rotation.npy", trained[2].rotation * 2)
     with pytest.raises(IndexFormatError, match=r"rotation\.npy"):
-        load_codebook(tmp_path)
+        load_codebook(tmp_path, 0.5)
 
 
 def test_a_codebook_does_not_depend_on_threads(trained: dict[int, Codebook]) -> None:

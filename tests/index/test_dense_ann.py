@@ -16,6 +16,7 @@ from mbretrieve.errors import IndexFormatError
 from mbretrieve.index import DenseIndex, Effort, Entry, Match, derived, graph, merging, open_index, plan
 from mbretrieve.index.files import BLOCK, Draft, MappedFolder, save_array
 from tests.index import test_model
+from tests.index.faults import forget_parity
 from tests.index.packed import ALL
 
 Floats = NDArray[np.float32]
@@ -221,9 +222,9 @@ def test_a_damaged_file_is_named_and_made_again(
     for name in derived.FILES[search]:
         [segment] = (tmp_path / "index" / "segments").iterdir()
         flip(segment / name, 200)
+        forget_parity(tmp_path / "index")
         with open_index(tmp_path / "index") as index:
-            [line] = index.repair()
-            assert name in line
+            assert any(name in line and "were copied" in line for line in index.repair())
             assert index.verify() == []
             overlap = [len(set(one) & set(other)) for one, other in zip(index.search(queries, 10), before, strict=True)]
             assert np.mean(overlap) >= 9.5  # several threads do not build the same graph twice

@@ -32,7 +32,7 @@ from mbretrieve.index import (
 )
 from mbretrieve.types import JointVectors
 from tests.index import test_model
-from tests.index.faults import dying_at, flip, in_child, packed_entry
+from tests.index.faults import dying_at, flip, forget_parity, in_child, packed_entry
 from tests.index.packed import ALL, held, tiny
 from tests.index.test_dense_ann import patch_table
 from tests.index.test_packed import DIM, assert_best, documents, queries, truth
@@ -271,7 +271,7 @@ def test_killed_at_some_steps_it_holds_the_last_commit_or_the_one_before(
 @pytest.mark.parametrize(
     ("name", "lost"), [("vectors.npy", 7), ("tokens.npy", 2), ("codes.npy", 2), ("tokens.faiss", 0), ("levels.npy", 0)]
 )
-def test_a_flipped_byte_is_named_and_repaired(
+def test_a_flipped_byte_that_parity_does_not_restore_is_named_and_repaired(
     path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lost: int
 ) -> None:
     monkeypatch.setattr(files, "BLOCK", 256)
@@ -286,6 +286,7 @@ def test_a_flipped_byte_is_named_and_repaired(
         asked = [both(np.eye(4, dtype=np.float32))]
         scores = {match.id: match.score for match in index.search(asked, 100)[0]}
     flip(max(path.glob(f"segments/*/{name}"), key=os.path.getsize), -1)
+    forget_parity(path)
     with open_index(path) as index:
         assert any(name in line for line in index.verify())
         if name == "vectors.npy":

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from mbretrieve.errors import IndexBusyError, IndexFormatError
-from mbretrieve.index import DenseIndex, MultiVectorIndex, files, open_index, salvage
-from tests.index.faults import dying_at, entry, flip, in_child, make, make_packed
+from mbretrieve.index import DenseIndex, MultiVectorIndex, files, open_index, plan, salvage
+from tests.index.faults import dying_at, entry, everything, flip, forget_parity, in_child, make, make_packed
 from tests.index.packed import ALL, held, tiny
+from tests.index.test_dense_ann import clustered, fill, patch_table
+from tests.index.test_joint import both, make_joint
 from tests.index.test_packed_reliability import count_steps
 from tests.index.test_reliability import path, state
 
@@ -68,21 +70,54 @@ def last_byte(file: Path) -> None:
     flip(file, -1)
 
 
+def two_blocks(file: Path) -> None:
+    """What parity cannot restore: a byte of the last block and one of that before it."""
+    flip(file, -1)
+    flip(file, -1 - files.BLOCK)
+
+
+def some_bytes(file: Path) -> None:
+    """Cut a file short by some bytes, those of its last block."""
+    size = file.stat().st_size
+    os.truncate(file, size - 1 - (size - 1) % files.BLOCK)
+
+
+def whole_block(file: Path) -> None:
+    """Let a block in the middle of a file be zeros."""
+    content = bytearray(file.read_bytes())
+    first = (len(content) - 1) // (2 * files.BLOCK) * files.BLOCK
+    content[first : first + files.BLOCK] = bytes(len(content[first : first + files.BLOCK]))
+    file.write_bytes(content)
+
+
+def no_parity(harm: Harm) -> Harm:
+    """Harm, and take the parity away too."""
+
+    def harmed(path: Path) -> None:
+        harm(path)
+        forget_parity(path)
+
+    return harmed
+
+
 # What is done to a packed index, and how many of its twelve documents may be lost (None: all those of one segment).
 HARMS: dict[str, tuple[Harm, int | None]] = {
-    "lists flipped": (one("segments/*/tokens.faiss", last_byte), 0),
+    "lists flipped": (one("segments/*/tokens.faiss", two_blocks), 0),
     "lists cut": (one("segments/*/tokens.faiss", cut), 0),
     "lists gone": (one("segments/*/tokens.faiss", Path.unlink), 0),
-    "codes flipped": (one("segments/*/codes.npy", last_byte), 2),
+    "a byte of the codes": (one("segments/*/codes.npy", last_byte), 0),
+    "codes flipped": (one("segments/*/codes.npy", two_blocks), 4),
+    "codes flipped, and no parity": (no_parity(one("segments/*/codes.npy", last_byte)), 2),
     "codes cut": (one("segments/*/codes.npy", cut), None),
     "codes gone": (one("segments/*/codes.npy", Path.unlink), None),
     "codes longer": (one("segments/*/codes.npy", lambda file: file.write_bytes(file.read_bytes() + b"\0")), 0),
-    "codes' header": (one("segments/*/codes.npy", lambda file: flip(file, 20)), 2),
-    "assignments flipped": (one("segments/*/assignments.npy", last_byte), 2),
-    "vectors flipped": (one("segments/*/tokens.npy", last_byte), 1),
-    "offsets flipped": (one("segments/*/offsets.npy", last_byte), None),
-    "offsets gone": (one("segments/*/offsets.npy", Path.unlink), None),
-    "centroids flipped": (one("codebooks/*/centroids.npy", last_byte), None),
+    "codes' header": (no_parity(one("segments/*/codes.npy", lambda file: flip(file, 20))), 2),
+    "assignments flipped": (one("segments/*/assignments.npy", two_blocks), 4),
+    "vectors flipped": (no_parity(one("segments/*/tokens.npy", last_byte)), 1),
+    "offsets gone": (one("segments/*/offsets.npy", Path.unlink), 0),
+    "offsets flipped, and no parity": (no_parity(one("segments/*/offsets.npy", last_byte)), None),
+    "offsets gone, and no parity": (no_parity(one("segments/*/offsets.npy", Path.unlink)), None),
+    "centroids flipped": (one("codebooks/*/centroids.npy", two_blocks), None),
     "residuals gone": (one("codebooks/*/residuals.npy", Path.unlink), None),
     "a folder gone": (lambda path: shutil.rmtree(max((path / "segments").iterdir())), None),
     "all folders gone": (lambda path: [shutil.rmtree(path / name) for name in ("segments", "codebooks")], None),
@@ -92,7 +127,7 @@ HARMS: dict[str, tuple[Harm, int | None]] = {
     "a document's id": (sql("UPDATE documents SET id = 'e2' WHERE id = 'd2'"), 1),
     "no text": (sql("DELETE FROM contents WHERE hash = 'h2-2'"), 1),
     "no document": (sql("DELETE FROM documents WHERE id = 'd2'"), 1),
-    "windows flipped": (one("segments/*/windows.npy", last_byte), 8),
+    "windows flipped": (no_parity(one("segments/*/windows.npy", last_byte)), 8),
     "windows cut": (one("segments/*/windows.npy", cut), None),
     "windows gone": (one("segments/*/windows.npy", Path.unlink), None),
     "how many windows": (sql("UPDATE contents SET windows = 3 WHERE hash = 'h2-2'"), 1),
@@ -111,8 +146,12 @@ HARMS: dict[str, tuple[Harm, int | None]] = {
     "counts": (sql("UPDATE segments SET live_rows = live_rows + 1"), 0),
     "a segment's row": (sql("UPDATE segments SET tokens = 1 WHERE key = (SELECT max(key) FROM segments)"), None),
     "a codebook's row": (sql("UPDATE codebooks SET lists = 1 WHERE key = (SELECT min(key) FROM codebooks)"), None),
-    "files": (sql("UPDATE files SET checksums = 7 WHERE name = 'codes.npy'"), None),
-    "files of nobody": (sql("INSERT INTO files VALUES ('x', 'y', 0, x'')"), 0),
+    "files": (sql("UPDATE files SET checksums = 7 WHERE name = 'codes.npy'"), 0),
+    "files' sizes": (sql("UPDATE files SET bytes = 7 WHERE name = 'codes.npy'"), 0),
+    "files' parity": (forget_parity, 0),
+    "files' checksums": (sql("UPDATE files SET checksum = x'00'"), 0),
+    "files' names": (sql("UPDATE files SET name = '../x' WHERE name = 'codes.npy'"), None),
+    "files of nobody": (sql("INSERT INTO files VALUES ('x', 'y', 0, x'', x'', x'')"), 0),
 }
 
 
@@ -149,6 +188,69 @@ def test_what_is_left_verifies_and_answers_as_before(path: Path, name: str) -> N
         assert index.verify() == []
 
 
+def make_dense(search: plan.Search) -> Harm:
+    def made(path: Path) -> None:
+        vectors = clustered(700, seed=1)
+        with pytest.MonkeyPatch.context() as patch:
+            if search != "flat":  # as so few are anyway
+                patch_table(patch, search)
+            fill(path, vectors).close()
+
+    return made
+
+
+def make_joint_with(search: plan.Search) -> Harm:
+    def made(path: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch_table(patch, search, flat=3)
+            make_joint(path)
+
+    return made
+
+
+MADE: dict[str, Harm] = {
+    "raw": make,
+    "packed": make_packed,
+    "joint": make_joint,
+    "joint, lists": make_joint_with("lists"),
+    "dense": make_dense("flat"),
+    "dense, graph": make_dense("graph"),
+    "dense, lists": make_dense("lists"),
+}
+ONE_BLOCK = {"a byte": last_byte, "some bytes": some_bytes, "a block": whole_block}
+
+
+def all_answers(path: Path) -> Any:
+    """All that an index answers, whatever its kind."""
+    with open_index(path) as index:
+        if isinstance(index, MultiVectorIndex):
+            return everything(index)
+        dim = index.dim
+        asked = np.eye(dim, dtype=np.float32) if isinstance(index, DenseIndex) else [both(np.eye(dim))]
+        return list(index.scan()), index.search(asked, 20), index.search(asked, 5, exact=True), index.lexical(["d"], 9)
+
+
+@pytest.mark.parametrize("harm", ONE_BLOCK)
+@pytest.mark.parametrize("made", MADE)
+def test_one_damaged_block_of_every_file_costs_nothing(path: Path, made: str, harm: str) -> None:
+    MADE[made](path)
+    sound = {file: file.read_bytes() for parent in ("segments", "codebooks") for file in path.glob(f"{parent}/*/*")}
+    expected = all_answers(path)
+    for file in sound:
+        ONE_BLOCK[harm](file)
+    harmed = {file for file, content in sound.items() if file.read_bytes() != content}
+    assert len(harmed) > len(sound) - 3  # but for a block that was all zeros
+    with open_index(path) as index:
+        said = index.verify()
+        assert {file for file in sound if any(line.startswith(f"{file} is damaged") for line in said)} == harmed
+        done = index.repair()
+        assert sorted(done) == sorted(f"{file.relative_to(path)} was restored, and is as it was" for file in harmed)
+        assert index.verify() == []
+        assert index.repair() == []
+    assert {file: file.read_bytes() for file in sound} == sound
+    assert all_answers(path) == expected
+
+
 def held_equal(path: Path, other: Path, ids: set[str]) -> bool:
     one, two = held(path), held(other)
     return all(np.array_equal(a, b) for id in ids for a, b in zip(one[id], two[id], strict=True))
@@ -176,12 +278,17 @@ def test_a_dense_index_and_large_blocks(path: Path, monkeypatch: pytest.MonkeyPa
         index.add([f"d{i:03}" for i in range(400)], vectors)
         before = {m.id: m.score for m in index.search(vectors[:1], 400)[0]}
         [file] = path.glob("segments/*/vectors.npy")
+        flip(file, files.HEADER + 32 * 100)
         flip(file, files.HEADER + 32 * 200)
         [lost, copied, *_] = index.repair()
         left = {m.id: m.score for m in index.search(vectors[:1], 400)[0]}
-        assert before.keys() - left.keys() == {f"d{i:03}" for i in range(196, 204)}  # 256 bytes are eight rows
-        assert "8 documents are lost: 'd196'" in lost
-        assert "392 of 400 windows were copied" in copied
+        assert before.keys() - left.keys() == {
+            f"d{i:03}"
+            for first in (100, 196)  # 256 bytes are eight rows
+            for i in range(first, first + 8)
+        }
+        assert "16 documents are lost: 'd100'" in lost
+        assert "384 of 400 windows were copied" in copied
         assert left == {id: before[id] for id in left}
         assert index.verify() == []
 
@@ -204,7 +311,7 @@ def test_what_cannot_be_repaired_is_said_in_a_line(path: Path) -> None:
 def test_killed_a_repair_can_be_run_again(path: Path, counted: Callable[[str], None]) -> None:
     origin = path.with_name("origin")
     make_packed(origin)
-    for name in ("lists flipped", "codes flipped", "a text", "words", "filters"):
+    for name in ("offsets gone", "lists flipped", "codes flipped", "a text", "words", "filters"):
         HARMS[name][0](origin)
     shutil.copytree(origin, path)
     steps = count_steps(lambda: repaired(path))
