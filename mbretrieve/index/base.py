@@ -19,7 +19,15 @@ from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, Integers, checks
 from mbretrieve.index.files import folder_bytes
 from mbretrieve.index.lexical import search_contents, search_words
 from mbretrieve.index.plan import Effort
-from mbretrieve.index.reading import keys_by_id, named, owners, passing, read_documents, scan_documents
+from mbretrieve.index.reading import (
+    check_passing,
+    keys_by_id,
+    named,
+    owners,
+    passing,
+    read_documents,
+    scan_documents,
+)
 from mbretrieve.index.records import Entry, Match, best_first
 from mbretrieve.index.repair import repair
 from mbretrieve.index.segments import CODEBOOKS, LISTS, NEIGHBORS, SEGMENTS
@@ -219,7 +227,7 @@ class VectorIndex(ABC, Generic[Query]):
                 found = self._candidates(view, some, positions, k, effort)
             ranked = [view.best(one, k) for one in found]
             results += _matches(catalogue, view, ranked, [passed] * len(ranked), k)
-        return results
+        return _passing(catalogue, where, ids, results)
 
     def search_both(
         self,
@@ -269,7 +277,7 @@ class VectorIndex(ABC, Generic[Query]):
             final = np.full(len(by.contents), -np.inf)
             final[chosen] = [joined[content] for content in contents.tolist()]
             ranked.append(by.ranked(best_of(final, k) & chosen, final))
-        return _matches(catalogue, view, ranked, [passed] * len(ranked), k)
+        return _passing(catalogue, where, ids, _matches(catalogue, view, ranked, [passed] * len(ranked), k))
 
     def effort(self, k: int) -> Effort:
         """Return how far ``search`` goes for the best ``k`` documents if it is not told."""
@@ -309,7 +317,7 @@ class VectorIndex(ABC, Generic[Query]):
         _check_k(k)
         catalogue = self._catalogue
         passed = passing(catalogue, where, ids)
-        return [search_words(catalogue, query, k, passed) for query in queries]
+        return _passing(catalogue, where, ids, [search_words(catalogue, query, k, passed) for query in queries])
 
     # Reading
 
@@ -317,7 +325,10 @@ class VectorIndex(ABC, Generic[Query]):
         """Return the documents with these ids, in their order; unknown ids are left out."""
         catalogue = self._catalogue
         keys = keys_by_id(catalogue, dict.fromkeys(ids))
-        return read_documents(catalogue, [keys[id] for id in dict.fromkeys(ids) if id in keys])
+        found = read_documents(catalogue, [keys[id] for id in dict.fromkeys(ids) if id in keys])
+        if [document.id for document in found] != [id for id in dict.fromkeys(ids) if id in keys]:
+            raise damaged(self.path, "the index of ids was changed")
+        return found
 
     def vectors(self, windows: Sequence[tuple[str, tuple[int, int]]]) -> list[NDArray[np.float32] | None]:
         """Return the vectors of windows, named by a document's id and the characters that they span: (rows, dim) each,
@@ -493,6 +504,20 @@ def _matches(
             span = window.start, window.stop
             matches += [Match(id, one.score, window.number, span) for id in ids[one.content]]
         results.append(sorted(matches, key=best_first)[:k])
+    return results
+
+
+def _passing(
+    catalogue: Catalogue, where: Where | None, ids: Collection[str] | None, results: list[list[Match]]
+) -> list[list[Match]]:
+    """Return what was found by a filter and a set of ids, all of which passes them by its own row.
+
+    Raises: IndexFormatError.
+    """
+    found = {match.id for matches in results for match in matches}
+    check_passing(catalogue, where, found)
+    if ids is not None and not found.issubset(ids):
+        raise damaged(catalogue.index, "the index of ids was changed")
     return results
 
 

@@ -63,7 +63,8 @@ CREATE TABLE files (
   parity BLOB NOT NULL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE contents (
   key INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL, windows INTEGER NOT NULL, start INTEGER NOT NULL,
-  stop INTEGER NOT NULL, context TEXT NOT NULL, text TEXT NOT NULL, checksum BLOB NOT NULL);
+  stop INTEGER NOT NULL, span_checksum INTEGER NOT NULL, context TEXT NOT NULL, text TEXT NOT NULL,
+  checksum BLOB NOT NULL);
 CREATE INDEX contents_by_hash ON contents (hash) WHERE hash != '';
 CREATE TABLE documents (
   key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, content INTEGER NOT NULL, source TEXT,
@@ -82,7 +83,7 @@ CREATE TABLE postings (
 CREATE TABLE lengths (block INTEGER PRIMARY KEY, data BLOB NOT NULL, checksum INTEGER NOT NULL);
 """
 
-CONTENT_COLUMNS = "hash, windows, start, stop, context, text"
+CONTENT_COLUMNS = "hash, windows, start, stop, span_checksum, context, text"
 SEGMENT_COLUMNS = "key, name, rows, tokens, codebook"
 CODEBOOK_COLUMNS = "key, name, bits, lists, tokens, error"
 
@@ -94,6 +95,11 @@ _encode = json.JSONEncoder(default=repr).encode
 def checksum(*fields: str | float | None) -> bytes:
     """Hash the fields of a row (blake2b, 16 bytes), as the catalogue keeps it beside them."""
     return blake2b(_encode(fields).encode(), digest_size=16).digest()
+
+
+def span_checksum(start: int, stop: int) -> int:
+    """Hash which characters a content spans, for who reads its row but not its text."""
+    return zlib.crc32(b"%d %d" % (start, stop))
 
 
 def file_checksum(folder: str, file: StoredFile) -> bytes:
@@ -116,9 +122,9 @@ def translated(index: Path) -> Iterator[None]:
             raise IndexBusyError(
                 f"{index} cannot be used ({error}): see to its disk and its permissions; what was committed is safe"
             ) from error
-        raise damaged(index, str(error)) from error
+        raise unreadable(index, str(error)) from error
     except UnicodeDecodeError as error:  # SQLite quotes a damaged schema, and Python cannot read the quotation
-        raise damaged(index, "its schema is not text") from error
+        raise unreadable(index, "its schema is not text") from error
     except OSError as error:
         raise IndexBusyError(
             f"{index} cannot be used ({error.strerror or error}): see to its disk and its permissions; "
@@ -132,7 +138,14 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def damaged(index: Path, what: str) -> IndexFormatError:
-    """Say that the catalogue is damaged."""
+    """Say that a row of the catalogue is damaged."""
+    return IndexFormatError(
+        f"{index / FILE} is damaged ({what}): run `mbretrieve repair`, restore it from a copy, or index again"
+    )
+
+
+def unreadable(index: Path, what: str) -> IndexFormatError:
+    """Say that the catalogue is damaged where ``repair``, which needs to read it, is no help."""
     return IndexFormatError(f"{index / FILE} is damaged ({what}): restore it from a copy, or index again")
 
 
@@ -402,10 +415,10 @@ class Catalogue:
             )
         rows = self.connection.execute("SELECT name, value, checksum FROM meta").fetchall()
         if any(checksum(name, value) != kept for name, value, kept in rows):
-            raise damaged(self.index, "its description was changed")
+            raise unreadable(self.index, "its description was changed")
         self._meta = {name: json.loads(value) for name, value, _ in rows}
         if missing := {"kind", "dim", "bits", "identity", "generation", "settings"} - set(self._meta):
-            raise damaged(self.index, f"it does not say its {min(missing)}")
+            raise unreadable(self.index, f"it does not say its {min(missing)}")
         if self.kind not in LAYOUTS:
             raise IndexFormatError(
                 f"{self.index} is a {self.kind} index, which this version cannot read: upgrade mbretrieve"

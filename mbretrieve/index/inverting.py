@@ -82,6 +82,9 @@ class Inverter:
 
     def remove(self, content: int) -> None:
         """Remove a content: its length is 0 from now on, and its postings go when their run is merged."""
+        length = self._lengths.get(content)
+        if not (self._block(content // BLOCK)[content % BLOCK] if length is None else length):
+            return  # it has no words, and no run counts it
         self._lengths[content] = 0
         self._database.execute(
             "UPDATE runs SET deleted = deleted + 1 WHERE first <= ? AND last >= ?", (content, content)
@@ -117,7 +120,7 @@ class Inverter:
             for word, postings in rows:
                 data, contents = encode(postings), len(postings.contents)
                 size += contents
-                yield key, word, contents, data, postings_checksum(word, contents, data)
+                yield key, word, contents, data, postings_checksum(key, word, contents, data)
 
         self._database.executemany("INSERT INTO postings VALUES (?, ?, ?, ?, ?)", encoded())
         run = Run(key, first, last, contents, size, deleted)
@@ -153,7 +156,7 @@ class Inverter:
         ).fetchall():
             for word, size, data, kept in rows:
                 # Checked, or a changed byte would get a good checksum.
-                yield word, decode(size, checked(self._index, word, size, data, kept))
+                yield word, decode(size, checked(self._index, run.key, word, size, data, kept))
 
     def _put_lengths(self, lengths: dict[int, int]) -> None:
         for block, contents in groupby(sorted(lengths), key=lambda content: content // BLOCK):

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from mbretrieve.index.arrays import best_of
 from mbretrieve.index.catalogue import Catalogue, Integers
 from mbretrieve.index.postings import K1, Lengths, Postings, completions, count_contents, read_lengths, read_postings
-from mbretrieve.index.reading import owners
-from mbretrieve.index.records import Match, best_first
+from mbretrieve.index.reading import owners, spans
+from mbretrieve.index.records import Match
 from mbretrieve.index.words import is_beginning, query_words
 
 LEAST_WEIGHT = 1e-6  # of a word that half of the contents have: it says next to nothing, but not that they do not match
@@ -131,6 +131,8 @@ def _found(scores: NDArray[np.float64], passing: Integers | None) -> int:
 def _documents(catalogue: Catalogue, best: dict[int, float], k: int, passing: Integers | None) -> list[Match]:
     """Return the best ``k`` documents of some contents with their scores."""
     ids = owners(catalogue, best, passing)
-    spans = catalogue.rows_among("SELECT key, start, stop FROM contents WHERE key", best)
-    matches = [Match(id, best[key], -1, (start, stop)) for key, start, stop in spans for id in ids[key]]
-    return sorted(matches, key=best_first)[:k]
+    found = sorted(
+        ((score, id, key) for key, score in best.items() for id in ids[key]), key=lambda one: (-one[0], one[1])
+    )
+    of = spans(catalogue, {key for *_, key in found[:k]})
+    return [Match(id, score, -1, of[key]) for score, id, key in found[:k]]

@@ -76,9 +76,9 @@ def joined(parts: Sequence[Postings]) -> Postings:
     return Postings(*map(np.concatenate, zip(*parts, strict=True))) if parts else _records(b"")
 
 
-def postings_checksum(word: str, size: int, data: bytes) -> int:
-    """Hash a row of the postings, as the catalogue keeps it beside them."""
-    return zlib.crc32(data, word_crc(word) ^ size)
+def postings_checksum(run: int, word: str, size: int, data: bytes) -> int:
+    """Hash a row of the postings, its key too, as the catalogue keeps it beside them."""
+    return zlib.crc32(data, word_crc(word) ^ size ^ run << 16)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -87,11 +87,17 @@ def word_crc(word: str) -> int:
     return zlib.crc32(word.encode())
 
 
-def checked(index: Path, word: str, size: int, data: bytes, kept: int) -> bytes:
-    """Return the data of a row of the postings. Raises: IndexFormatError if it was changed."""
-    if not isinstance(size, int) or not isinstance(data, bytes) or postings_checksum(word, size, data) != kept:
-        raise damaged(index, f"the list of contents that have the word {word!r} was changed")
-    return data
+def checked(index: Path, run: int, word: str, size: int, data: bytes, kept: int) -> bytes:
+    """Return the data of a row of the postings. Raises: IndexFormatError if it was changed.
+
+    A row whose key was changed is not found under its own, and of that a search knows nothing; ``verify`` does.
+    """
+    try:
+        if postings_checksum(run, word, size, data) == kept:
+            return data
+    except TypeError:  # its number is none, or its data no bytes
+        pass
+    raise damaged(index, f"the list of contents that have the word {word!r} was changed")
 
 
 def decode_lengths(index: Path, block: int, data: bytes, kept: int) -> NDArray[np.uint32]:
@@ -102,8 +108,8 @@ def decode_lengths(index: Path, block: int, data: bytes, kept: int) -> NDArray[n
 
 
 class Run(NamedTuple):
-    """A run: its key, its first and last content, how many contents and postings it was written with, and how many of
-    its contents were deleted since."""
+    """A run: its key, its first and last content, how many contents (those that have words) and postings it was written
+    with, and how many of these contents were deleted since."""
 
     key: int
     first: int
@@ -147,7 +153,7 @@ _LENGTHS: WeakKeyDictionary[Catalogue, Lengths] = WeakKeyDictionary()
 
 
 def _read_lengths(catalogue: Catalogue) -> Lengths:
-    read_runs(catalogue.index, catalogue.rows)  # or the words of a run might be missing in silence
+    runs = read_runs(catalogue.index, catalogue.rows)  # or the words of a run might be missing in silence
     rows = catalogue.rows("SELECT block, data, checksum FROM lengths ORDER BY block")
     blocks = [(block, decode_lengths(catalogue.index, block, data, kept)) for block, data, kept in rows]
     lengths = np.zeros((blocks[-1][0] + 1 if blocks else 0, BLOCK), dtype=LENGTH)
@@ -155,6 +161,8 @@ def _read_lengths(catalogue: Catalogue) -> Lengths:
         lengths[block] = numbers
     words = lengths.reshape(-1)
     texts = int(np.count_nonzero(words))
+    if texts != sum(run.contents - run.deleted for run in runs):
+        raise damaged(catalogue.index, "the lengths of contents are not those of the runs of words")
     average = words.sum() / texts if texts else 1.0
     return Lengths(words, texts, K1 * (1 - B + B * words / average))
 
@@ -190,8 +198,8 @@ def read_postings(catalogue: Catalogue, word: str, longer: Collection[str]) -> t
     whole: list[Postings] = []
     others: list[Postings] = []
     small: list[bytes] = []
-    for _, found, size, data, kept in sorted(rows, key=itemgetter(0)):
-        checked(catalogue.index, found, size, data, kept)
+    for run, found, size, data, kept in sorted(rows, key=itemgetter(0)):
+        checked(catalogue.index, run, found, size, data, kept)
         if found == word:
             whole.append(decode(size, data))
         elif size <= SMALL:

@@ -3,14 +3,16 @@
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import Literal
 
 from mbretrieve.index.arrays import is_among, to_array
-from mbretrieve.index.catalogue import CONTENT_COLUMNS, Catalogue, Integers, checksum, damaged
-from mbretrieve.index.filters import compile_where
+from mbretrieve.index.catalogue import CONTENT_COLUMNS, Catalogue, Integers, checksum, damaged, span_checksum
+from mbretrieve.index.filters import compile_where, stored_value
 from mbretrieve.types import Document, Where
 
 SCAN_ROWS = 1000
+FILTERED_ROWS = 64  # documents whose entries are compared with a filter by one statement
 
 DOCUMENT_COLUMNS = "key, id, content, source, metadata, checksum"
 
@@ -22,30 +24,41 @@ def keys_by_id(catalogue: Catalogue, ids: Collection[str]) -> dict[str, int]:
 
 def ids_by_key(catalogue: Catalogue, keys: Collection[int]) -> dict[int, str]:
     """Return the ids of the documents that are there."""
-    return {key: id for key, id, _ in _documents(catalogue, "key", keys)}
+    return {key: id for key, id, *_ in _documents(catalogue, "key", keys)}
 
 
 def owners(
     catalogue: Catalogue, contents: Collection[int], passed: Integers | None = None
 ) -> defaultdict[int, list[str]]:
-    """Return the ids of the documents that have each of some contents; with ``passed`` (n, 2), of those among them."""
+    """Return the ids of the documents that have each of some contents; with ``passed`` (n, 2), of those among them.
+
+    Each has one. Raises: IndexFormatError if it is not found.
+    """
     found: defaultdict[int, list[str]] = defaultdict(list)
     keys = None if passed is None else set(passed[is_among(passed[:, 1], to_array(contents)), 0].tolist())
-    for key, id, content in _documents(catalogue, "content", contents):
+    for key, id, content, _ in _documents(catalogue, "content", contents):
         if keys is None or key in keys:
             found[content].append(id)
+    if missing := set(contents) - found.keys():
+        raise damaged(catalogue.index, f"content {min(missing)} has no document")
     return found
 
 
 def _documents(
-    catalogue: Catalogue, column: Literal["key", "content"], values: Collection[int]
-) -> Iterator[tuple[int, str, int]]:
-    """Yield key, id and content of some documents, each row checked."""
+    catalogue: Catalogue, column: Literal["key", "id", "content"], values: Collection[int | str]
+) -> Iterator[tuple[int, str, int, str]]:
+    """Yield key, id, content and metadata (JSON) of some documents, each row checked, and that it is one of these and
+    comes once: SQLite does not check that an index leads to the row it names."""
     select = f"SELECT {DOCUMENT_COLUMNS} FROM documents WHERE {column}"  # noqa: S608 - constants
-    for key, *fields, kept in catalogue.rows_among(select, values):
+    asked, seen, place = set(values), set(), DOCUMENT_COLUMNS.split(", ").index(column)
+    for row in catalogue.rows_among(select, asked):
+        key, *fields, kept = row
         if checksum(*fields) != kept:
             raise damaged(catalogue.index, f"the row of document {fields[0]!r} was changed")
-        yield key, fields[0], fields[1]
+        if key in seen or row[place] not in asked:
+            raise damaged(catalogue.index, f"document {fields[0]!r} was found by an index that it is not in")
+        seen.add(key)
+        yield key, fields[0], fields[1], fields[3]
 
 
 def named(catalogue: Catalogue, ids: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -57,19 +70,63 @@ def named(catalogue: Catalogue, ids: Collection[str]) -> dict[str, tuple[int, in
 def passing(catalogue: Catalogue, where: Where | None, ids: Collection[str] | None) -> Integers | None:
     """Return (n, 2) key and content of the documents that a filter and a set of ids let pass, by key; None for all.
 
-    Raises: DataError for a filter that does not parse.
+    Raises: DataError for a filter that does not parse; IndexFormatError if what it finds is no document.
     """
     if where is None and ids is None:
         return None
     select, parameters = compile_where(where or {})
     documents = catalogue.integers(
-        f"SELECT key, content FROM documents WHERE key IN ({select}) ORDER BY key",  # noqa: S608 - values are parameters
+        # Not the documents among those that it finds: one that is not there must be noticed, and is NULL here.
+        f"WITH found (number) AS ({select}) SELECT DISTINCT number, content FROM found"  # noqa: S608 - by parameters
+        " LEFT JOIN documents ON key = number ORDER BY number",
         parameters,
         columns=2,
     )
     if ids is None:
         return documents
-    return documents[is_among(documents[:, 0], to_array(keys_by_id(catalogue, ids).values()))]
+    keys = keys_by_id(catalogue, ids)
+    found = documents[is_among(documents[:, 0], to_array(keys.values()))]
+    if not where and len(found) != len(keys):
+        raise damaged(catalogue.index, "the index of ids names documents that are not there")
+    return found
+
+
+def check_passing(catalogue: Catalogue, where: Where | None, ids: Collection[str]) -> None:
+    """Check that documents found by a filter pass it by their own rows: the filters' table has no checksums.
+
+    A document that is not found, because its entries there were changed, is not noticed so; ``verify`` names it.
+    Raises: IndexFormatError.
+    """
+    if not where:
+        return
+    select, parameters = compile_where(where)
+    documents = [(key, id, json.loads(text)) for key, id, _, text in _documents(catalogue, "id", ids)]
+    for first in range(0, len(documents), FILTERED_ROWS):
+        some = documents[first : first + FILTERED_ROWS]
+        entries = [
+            (name, stored_value(metadata[name]), key)
+            for key, _, metadata in some
+            for name in where.keys() & metadata.keys()
+        ]
+        # The same filter, over these entries instead of the table: so that both mean the same.
+        own = f"WITH metadata (name, value, document) AS (VALUES {', '.join(['(?, ?, ?)'] * len(entries))}) {select}"
+        passed = {key for (key,) in catalogue.rows(own, [*chain(*entries), *parameters])} if entries else set()
+        for key, id, *_ in some:
+            if key not in passed:
+                raise damaged(catalogue.index, f"document {id!r} was found by a filter that it does not pass")
+
+
+def spans(catalogue: Catalogue, contents: Collection[int]) -> dict[int, tuple[int, int]]:
+    """Return which characters the windows of some contents span in all, checked without their texts."""
+    found = {}
+    rows = catalogue.rows_among("SELECT key, start, stop, span_checksum FROM contents WHERE key", contents)
+    for key, start, stop, kept in rows:
+        if not isinstance(start, int) or not isinstance(stop, int) or span_checksum(start, stop) != kept:
+            raise damaged(catalogue.index, f"the row of content {key} was changed")
+        found[key] = start, stop
+    if missing := set(contents) - found.keys():
+        raise damaged(catalogue.index, f"content {min(missing)} is not there")
+    return found
 
 
 def read_documents(catalogue: Catalogue, keys: Collection[int]) -> list[Document]:
@@ -84,9 +141,9 @@ def read_documents(catalogue: Catalogue, keys: Collection[int]) -> list[Document
         if checksum(*fields) != kept:
             raise damaged(catalogue.index, f"the text of document {ids[key]!r} was changed")
     found = {key: Document(ids[key], text, json.loads(data), context) for key, data, *_, context, text, _ in rows}
-    if missing := set(ids) - set(found):
-        raise damaged(catalogue.index, f"document {ids[min(missing)]!r} has no text")
-    return [found[key] for key in keys if key in found]
+    if missing := set(keys) - found.keys():
+        raise damaged(catalogue.index, f"document {ids.get(min(missing), min(missing))!r} has no text")
+    return [found[key] for key in keys]
 
 
 def scan_documents(catalogue: Catalogue, where: Where | None) -> Iterator[Document]:
@@ -94,4 +151,6 @@ def scan_documents(catalogue: Catalogue, where: Where | None) -> Iterator[Docume
     keys = passing(catalogue, where or {}, None)
     assert keys is not None
     for first in range(0, len(keys), SCAN_ROWS):
-        yield from read_documents(catalogue, keys[first : first + SCAN_ROWS, 0].tolist())
+        documents = read_documents(catalogue, keys[first : first + SCAN_ROWS, 0].tolist())
+        check_passing(catalogue, where, [document.id for document in documents])
+        yield from documents

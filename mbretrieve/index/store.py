@@ -10,7 +10,16 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from mbretrieve.errors import DataError, IndexBusyError
-from mbretrieve.index.catalogue import BUSY_SECONDS, CONTENT_COLUMNS, Catalogue, checksum, damaged, put_meta, translated
+from mbretrieve.index.catalogue import (
+    BUSY_SECONDS,
+    CONTENT_COLUMNS,
+    Catalogue,
+    checksum,
+    damaged,
+    put_meta,
+    span_checksum,
+    translated,
+)
 from mbretrieve.index.filters import stored_value
 from mbretrieve.index.inverting import Inverter
 from mbretrieve.index.lock import writer_lock
@@ -202,9 +211,10 @@ class Writer:
 
     def _put_content(self, entry: Entry) -> int:
         start, stop = min(start for start, _ in entry.spans), max(stop for _, stop in entry.spans)
-        fields = (entry.content_hash, len(entry.spans), start, stop, entry.context, entry.text)
+        check = span_checksum(start, stop)
+        fields = (entry.content_hash, len(entry.spans), start, stop, check, entry.context, entry.text)
         cursor = self._database.execute(
-            f"INSERT INTO contents ({CONTENT_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
+            f"INSERT INTO contents ({CONTENT_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
             (*fields, checksum(*fields)),
         )
         content = int(cursor.lastrowid or 0)

@@ -126,10 +126,10 @@ def wrong_words(catalogue: Catalogue) -> Iterator[str]:
     """
     lengths = read_lengths(catalogue).words
     sums = np.zeros(len(lengths), dtype=np.uint64)
-    for word, size, data, kept in catalogue.stream(
-        "SELECT word, contents, data, checksum FROM postings WHERE run IN (SELECT run FROM runs)"
+    for run, word, size, data, kept in catalogue.stream(
+        "SELECT run, word, contents, data, checksum FROM postings WHERE run IN (SELECT run FROM runs)"
     ):
-        contents, counts = decode(size, checked(catalogue.index, word, size, data, kept))
+        contents, counts = decode(size, checked(catalogue.index, run, word, size, data, kept))
         near = contents < len(sums)
         sums[contents[near]] += counts[near].astype(np.uint64) * np.uint64(word_crc(word))
     live = np.zeros(len(lengths), dtype=np.bool_)

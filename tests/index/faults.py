@@ -78,18 +78,26 @@ def forget_parity(path: Path) -> None:
         assert database.execute("UPDATE files SET parity = x''").rowcount
 
 
+QUERIES = [np.eye(4), -np.ones((1, 4))]
+READS: dict[str, Callable[[Any], Any]] = {
+    "documents": lambda index: list(index.scan()),
+    "some documents": lambda index: index.documents([f"d{i}" for i in range(8)]),
+    "semantic": lambda index: index.search(QUERIES, 100),
+    "lexical": lambda index: index.lexical(["parse", "document 3 py"], 100),
+    "filtered": lambda index: index.search(QUERIES, 3, where={"n": {"gte": 2}}),
+    "filtered by two": lambda index: index.search(QUERIES, 5, where={"n": [2, 4, 5], "lang": {"glob": "e*"}}),
+    "filtered, lexical": lambda index: index.lexical(["arguments"], 4, where={"n": {"lt": 5}}),
+    "of some ids": lambda index: index.search(QUERIES, 5, ids=["d2", "d3", "d4"]),
+    "sources": lambda index: index.sources(),
+    "settings": lambda index: index.settings,
+    "identity": lambda index: index.identity,
+}
+"""All that can be read from an index of four dimensions."""
+
+
 def everything(index: Any) -> Any:
     """All that can be read from an index, to be compared."""
-    queries = [np.eye(4), -np.ones((1, 4))]
-    return (
-        list(index.scan()),
-        index.search(queries, 100),
-        index.search(queries, 3, where={"n": {"gte": 2}}),
-        index.lexical(["parse", "document 3 py"], 100),
-        index.sources(),
-        index.settings,
-        index.identity,
-    )
+    return {name: read(index) for name, read in READS.items()}
 
 
 def in_child(work: Callable[[], None], *, user: int | None = None) -> int:

@@ -138,6 +138,17 @@ def test_the_commonest_completions_are_read(common: Path) -> None:
     assert set(three) == {str(i) for i in range(120) if i % 3 == 0} | {"0", "10"}
 
 
+def test_what_has_no_words_is_not_counted_when_it_goes(tmp_path: Path) -> None:
+    with MultiVectorIndex.create(tmp_path / "index", 1) as index:
+        with index.writer() as writer:
+            writer.add([entry("0", "data base"), entry("1", ""), entry("2", "data file")])
+        index.delete(["1"])
+        assert [match.id for match in index.lexical(["data"], 3)[0]] == ["0", "2"]
+        index.delete(["0"])
+        assert [match.id for match in index.lexical(["data"], 3)[0]] == ["2"]
+        assert index.verify() == []
+
+
 CHANGES = [
     "UPDATE postings SET data = CAST(data || x'00' AS BLOB)",
     "UPDATE postings SET contents = 'x'",
