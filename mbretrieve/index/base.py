@@ -170,7 +170,8 @@ class VectorIndex(ABC, Generic[Query]):
         Raises: DataError naming an id, IndexBusyError; nothing is then written.
         """
         if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(ids)):
-            raise ValueError(f"{len(ids)} ids, {len(vectors)} vectors and metadata for {len(metadata or ids)}")
+            more = "" if metadata is None else f", metadata for {len(metadata)}"
+            raise ValueError(f"{len(ids)} ids, {len(vectors)} vectors{more}: as many of each were expected")
         entries = [
             Entry(id, [self._one_window(rows)], [(0, 0)], metadata={} if metadata is None else metadata[i])
             for i, (id, rows) in enumerate(zip(ids, vectors, strict=True))

@@ -4,8 +4,11 @@ It is kept in write-ahead mode, so that a reader sees the generation it opened w
 checksum of ours, because SQLite does not notice a changed byte inside a value.
 """
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import sqlite3
 import threading
 import weakref
@@ -39,6 +42,7 @@ FOLDERS = (SEGMENTS, CODEBOOKS)
 """The folders beside the catalogue."""
 FORMAT = 4
 BUSY_SECONDS = 10.0
+LEAST_ROOM = 1 << 16  # bytes of a disk that is not full: twice what SQLite needs to read
 MAX_PARAMETERS = 10_000  # of one statement; SQLite takes 32,766
 
 # What SQLite says of a disk that is full or read-only; reading needs to write too, 32 KiB of shared memory.
@@ -119,17 +123,23 @@ def translated(index: Path) -> Iterator[None]:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise IndexBusyError(f"{index} is in use by another process: try again when it is done") from error
         if code in NOT_WRITABLE:
-            raise IndexBusyError(
-                f"{index} cannot be used ({error}): see to its disk and its permissions; what was committed is safe"
-            ) from error
+            raise _unusable(index, str(error), full=code == sqlite3.SQLITE_FULL) from error
         raise unreadable(index, str(error)) from error
     except UnicodeDecodeError as error:  # SQLite quotes a damaged schema, and Python cannot read the quotation
         raise unreadable(index, "its schema is not text") from error
     except OSError as error:
-        raise IndexBusyError(
-            f"{index} cannot be used ({error.strerror or error}): see to its disk and its permissions; "
-            "what was committed is safe"
-        ) from error
+        raise _unusable(index, error.strerror or str(error), full=error.errno == errno.ENOSPC) from error
+
+
+def _unusable(index: Path, why: str, *, full: bool) -> IndexBusyError:
+    """Say that a disk took no more, or nothing. Where it is full SQLite may call that an error of the disk."""
+    with contextlib.suppress(OSError):
+        full = full or shutil.disk_usage(index if index.exists() else index.parent).free < LEAST_ROOM
+    if full:
+        return IndexBusyError(f"{index} cannot be used: its disk is full; make room for it; what was committed is safe")
+    return IndexBusyError(
+        f"{index} cannot be used ({why}): see to its disk and its permissions; what was committed is safe"
+    )
 
 
 def _code(error: sqlite3.Error) -> int:

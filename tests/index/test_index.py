@@ -143,8 +143,10 @@ def test_bad_queries_and_calls_are_refused(tmp_path: Path) -> None:
             index.search([ROWS * np.nan], 1)
         with pytest.raises(ValueError, match="1 queries and 2 collections"):
             index.score([ROWS], [["a"], ["a"]])
-        with pytest.raises(ValueError, match="2 ids, 1 vectors"):
+        with pytest.raises(ValueError, match=r"^2 ids, 1 vectors: as many of each were expected$"):
             index.add(["a", "b"], [ROWS])
+        with pytest.raises(ValueError, match=r"^1 ids, 1 vectors, metadata for 2: as many of each were expected$"):
+            index.add(["a"], [ROWS], [{}, {}])
         with index.writer() as writer:
             with pytest.raises(DataError, match="'x' names the content 'none', which is not here"):
                 writer.add_same("x", "none", "", "", {})

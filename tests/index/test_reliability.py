@@ -2,12 +2,14 @@
 failure is one line of ours."""
 
 import contextlib
+import ctypes
 import os
 import random
 import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
 import tempfile
 import threading
 import time
@@ -357,6 +359,38 @@ def test_a_full_disk_leaves_the_last_commit(path: Path, limit: int) -> None:
     assert state(path) == before
     with open_index(path) as index:
         index.add(["more"], [np.eye(4)])
+
+
+@pytest.mark.parametrize("room", [0, 8 << 10, 40 << 10, 100 << 10])
+def test_a_disk_without_room_is_said_to_be_full(path: Path, room: int) -> None:
+    if os.getuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only the superuser mounts a disk")
+    disk, refused = path.with_name("disk"), 77
+    disk.mkdir()
+
+    def write() -> None:
+        mounts = (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", "size=2m", "none", str(disk)])
+        if ctypes.CDLL(None).unshare(0x20000) or any(  # or others would see what is mounted
+            subprocess.run(["mount", *arguments], check=False).returncode for arguments in mounts
+        ):
+            os._exit(refused)
+        index = disk / "index"
+        make(index)
+        before = state(index)
+        filler = disk / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
+        with open_index(index) as opened:
+            with pytest.raises(IndexBusyError) as caught:
+                add_many(opened)
+            said = str(caught.value)
+            assert said == f"{index} cannot be used: its disk is full; make room for it; what was committed is safe"
+        filler.unlink()
+        assert state(index) == before
+        change(index)
+
+    if (status := in_child(write)) == refused:
+        pytest.skip("no disk may be mounted here")
+    assert status == 0
 
 
 def test_after_an_error_nothing_more_is_written(path: Path) -> None:
