@@ -19,6 +19,7 @@ import numpy as np
 from mbretrieve.cutting import passage, windows_of
 from mbretrieve.errors import DataError, ModelError
 from mbretrieve.index import AnyIndex, Effort, Entry, Match, create_index, open_index
+from mbretrieve.index.catalogue import damaged
 from mbretrieve.index.fusion import reciprocal_rank_fusion, weighted_sum
 from mbretrieve.index.store import MEMORY, Writer
 from mbretrieve.models.lines import line_shares
@@ -429,7 +430,10 @@ class Retriever:
         return self._hits(found)
 
     def _hits(self, found: Sequence[Sequence[Match]]) -> list[list[Hit]]:
-        documents = {d.id: d for d in self.index.documents({match.id for matches in found for match in matches})}
+        ids = {match.id for matches in found for match in matches}
+        documents = {document.id: document for document in self.index.documents(ids)}
+        if lost := sorted(ids - documents.keys()):
+            raise damaged(self.index.path, f"the document {lost[0]!r} was found and cannot be read")
         return [
             [
                 Hit(match.id, match.score, documents[match.id].text, documents[match.id].metadata, match.span)

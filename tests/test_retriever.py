@@ -1,5 +1,6 @@
 """The retriever against its laws: hits are brute force's, unchanged text is not encoded again, windows cover all."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -299,3 +300,21 @@ def test_lexical_search_and_status_load_no_torch(retriever: Retriever, tmp_path:
         [sys.executable, "-c", script, str(tmp_path / "index")], check=True, capture_output=True, text=True
     )
     assert done.stdout.split() == ["parse", "5", "False"]
+
+
+def test_a_changed_id_is_named_or_changes_nothing(tmp_path: Path, model: ColBERT | DenseEncoder | JointEncoder) -> None:
+    with Retriever.create(tmp_path / "index", model) as retriever:
+        retriever.add([*DOCUMENTS, Document("an unusual name", "The glacier melts.")])
+    catalogue = tmp_path / "index" / "catalog.sqlite"
+    sound, said = catalogue.read_bytes(), set()
+    places = [found.start() for found in re.finditer(b"an unusual name", sound)]
+    assert len(places) >= 2  # in its row, and where ids are looked up
+    for place in places:
+        catalogue.write_bytes(sound[:place] + b"A" + sound[place + 1 :])
+        with Retriever.open(tmp_path / "index") as retriever:
+            try:
+                [[hit]] = retriever.search(["glacier"], 1, mode="lexical")
+                assert (hit.id, hit.text) == ("an unusual name", "The glacier melts.")
+            except IndexFormatError as error:
+                said.add("repair" in str(error))
+    assert said == {True}

@@ -115,6 +115,8 @@ class _Repair:
         """Restore what is damaged of the files of a table's folders: a file by its row, or its row by the file."""
         named = f"SELECT folder, files.name FROM files JOIN {table} ON folder = {table}.name"  # noqa: S608 - a constant
         for folder, name in self._execute(named).fetchall():
+            if Path(folder).name != folder or Path(name).name != name:
+                continue  # of an index that somebody else made: nothing is written anywhere else
             # One by one: the parity of all of them need not fit into memory.
             [row] = self._execute(f"{FILES} WHERE folder = ? AND name = ?", (folder, name)).fetchall()
             path, shown = self._index / parent / folder, f"{parent}/{folder}/{name}"
@@ -122,7 +124,7 @@ class _Repair:
                 with contextlib.suppress(IndexFormatError):  # of as many checksums as no file of its size has
                     if not MappedFolder(path, [file]).is_sound(name) and restore(path, file):
                         self._done.append(f"{shown} was restored, and is as it was")
-            elif Path(name).name == name and (path / name).is_file():
+            elif (path / name).is_file():
                 found = describe(path / name)
                 _, _, *facts, kept = row
                 if file_checksum(folder, found) == kept or facts == [found.size, found.checksums, found.parity]:
