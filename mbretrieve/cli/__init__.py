@@ -11,6 +11,7 @@ import click
 
 from mbretrieve.cli.app import app
 from mbretrieve.cli.printable import printable
+from mbretrieve.cores import hold_to_quota
 from mbretrieve.errors import MbretrieveError, MbretrieveWarning
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported. Threads that spin while they wait for each other lose a core's whole time slice whenever
     # another program has the core: beside one busy program a core, encoding runs many times faster if they sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hold_to_quota()
     # oneDNN keeps as many kernels, by default 1024, of up to a MiB each: training has new shapes with every step.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     try:

@@ -3,7 +3,6 @@
 The formulas are those of ``modernbert``, a text at a time; the tests hold both to the same vectors.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.cores import usable_cores
 from mbretrieve.models.checkpoint import load_arrays
 from mbretrieve.models.config import FULL, SLIDING, ModernBertConfig
 from mbretrieve.models.framing import Frame, Prepared, first_pooled
@@ -102,7 +102,7 @@ class LightEncoder:
 
     def _encode(self, texts: Sequence[str], frame: Frame) -> list[FloatArray] | FloatArray:
         # numpy lets go of the interpreter where there is much to compute.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             rows = list(pool.map(lambda text: self._rows(text, frame), frame.prepare(texts)))
         if self.identity.kind == "colbert":
             return rows

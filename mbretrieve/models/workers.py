@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.cores import told_environment, usable_cores
 from mbretrieve.errors import MbretrieveError, MbretrieveWarning, ModelError
 from mbretrieve.models.packing import pack
 from mbretrieve.types import FloatArray, JointVectors, Kind, ModelIdentity
@@ -189,7 +190,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=told_environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self.end = weakref.finalize(self, _end, self._process)
 
@@ -327,8 +328,9 @@ def _load(loading: dict[str, Any], sharing: int) -> Any:
 
     from mbretrieve.models import load_encoder
 
-    if loading["device"] == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // sharing))
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), usable_cores())
+        torch.set_num_threads(max(1, threads // sharing if loading["device"] == "cpu" else threads))
     return load_encoder(**loading)
 
 
