@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mbretrieve.models.tiles import Tiles, attend_tiles, cut_tiles
+from mbretrieve.models.transfer import to_device
 
 # SDPA's CPU kernel reads keys in tiles: in bfloat16, 255 keys take it 1.5 times as long as 256, one of them masked.
 _TILE = 16
@@ -80,18 +81,25 @@ class PackedBatch:
     @cached_property
     def bounds(self) -> Tensor:
         """Where texts start and end in the stream, (B + 1,) int32: what varlen kernels call cu_seqlens."""
-        return F.pad(self.lengths.cumsum(0), (1, 0)).to(self.device, torch.int32)
+        return to_device(F.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32), self.device)
 
     @cached_property
     def text_of(self) -> Tensor:
         """Which text each token belongs to, (T,) int64."""
-        return torch.arange(len(self.lengths)).repeat_interleave(self.lengths).to(self.device)
+        return self._by_token(torch.arange(len(self.lengths), device=self.device))
 
     @cached_property
     def positions(self) -> Tensor:
         """Each token's place in its text, (T,) int64."""
-        starts = self.lengths.cumsum(0) - self.lengths
-        return (torch.arange(self.tokens) - starts.repeat_interleave(self.lengths)).to(self.device)
+        return torch.arange(self.tokens, device=self.device) - self._by_token(self.bounds[:-1].long())
+
+    def _by_token(self, of_texts: Tensor) -> Tensor:
+        """Repeat what each text has for each of its tokens: (B,) -> (T,).
+
+        Made on the device, of the bounds alone: they are all that is copied to it, whatever the tokens. Told how many
+        there will be, it does not make the host wait to hear it.
+        """
+        return of_texts.repeat_interleave(self.bounds.diff(), output_size=self.tokens)
 
     def tiles(self, window: int | None) -> Tiles:
         """How the stream is cut where gradients are needed and no flash kernel serves."""
