@@ -74,12 +74,18 @@ class DenseEncoder(TextEncoder):
     def _score(self, query: FloatArray, documents: FloatArray) -> Tensor:
         return scoring.cosine(torch.from_numpy(query[None]), torch.from_numpy(documents))[0]
 
+    def _score_batch(self, query: Tensor, batch: Sequence[Prepared]) -> Tensor:
+        return scoring.cosine(query[None], self._vectors(batch, self.documents))[0]
+
+    def _vectors(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
+        vectors = self.pool(batch, frame)[:, : self.dim].float()
+        return torch.nn.functional.normalize(vectors, dim=-1) if frame.side.normalize else vectors
+
     def _encode(self, texts: Sequence[str], frame: Frame, batch_tokens: int, progress: Progress | None) -> FloatArray:
         out = np.empty((len(texts), self.dim), dtype=np.float32)
 
         def compute(batch: list[Prepared]) -> tuple[Tensor]:
-            vectors = self.pool(batch, frame)[:, : self.dim].float()
-            return (torch.nn.functional.normalize(vectors, dim=-1) if frame.side.normalize else vectors,)
+            return (self._vectors(batch, frame),)
 
         def part(_: Sequence[Prepared], vectors: FloatArray) -> FloatArray:
             return vectors

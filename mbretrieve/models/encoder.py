@@ -24,7 +24,7 @@ from mbretrieve.models.projection import Layer, projection
 from mbretrieve.models.settings import Checkpoint
 from mbretrieve.models.source import locate
 from mbretrieve.models.transfer import OnTheWay, ahead, out_of_memory, to_device
-from mbretrieve.types import FloatArray, Kind, ModelIdentity
+from mbretrieve.types import FloatArray, JointVectors, Kind, ModelIdentity
 
 BATCH_TOKENS = 8192
 """Tokens that go through the backbone at once; a longer text goes alone."""
@@ -32,6 +32,7 @@ BATCH_TOKENS = 8192
 _WINDOW_TOKENS = 32 * BATCH_TOKENS
 _WINDOW_TEXTS = 256
 _TOKENIZED_AHEAD = {"cuda", "mps"}  # a CPU that computes has no core to spare for it
+_SCORED_WHERE_COMPUTED = {"cuda"}  # candidates' vectors that would otherwise cross to the CPU, only to be scored
 _UNBOUNDED = 1 << 62
 
 Progress = Callable[[int], None]
@@ -190,6 +191,11 @@ class TextEncoder(ABC):
     def _score(self, query: Any, documents: Any) -> Tensor:
         """Score one encoded query against encoded documents: (D,) float32."""
 
+    @abstractmethod
+    def _score_batch(self, query: Tensor, batch: Sequence[Prepared]) -> Tensor:
+        """Score one encoded query, (I, dim) or (dim,), against documents that are to be encoded: (D,) float32. Both are
+        on the model's device."""
+
     def rerank(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[tuple[int, float]]]:
         """Score each query's candidate texts exactly.
 
@@ -200,9 +206,30 @@ class TextEncoder(ABC):
             raise ValueError(f"{len(queries)} queries have {len(candidates)} lists of candidates, expected one each")
         ranked = []
         for query, texts in zip(self.encode_queries(queries), candidates, strict=True):
-            scores = self._score(query, self.encode_documents(texts)).tolist() if texts else []
+            if self.device.type in _SCORED_WHERE_COMPUTED:
+                scores = self._scores_of(query, texts)
+            else:
+                scores = self._score(query, self.encode_documents(texts)).tolist() if texts else []
             ranked.append(sorted(enumerate(scores), key=lambda pair: -pair[1]))
         return ranked
+
+    def _scores_of(self, query: Any, texts: Sequence[str]) -> list[float]:
+        """Score texts batch by batch on the model's device: what comes back of a text is its score."""
+        out = [0.0] * len(texts)
+        numbers = query.tokens if isinstance(query, JointVectors) else query
+        question = to_device(torch.from_numpy(numbers), self.device)
+
+        def compute(batch: list[Prepared]) -> tuple[Tensor]:
+            return (self._score_batch(question, batch),)
+
+        def part(_: list[Prepared], scores: FloatArray) -> list[float]:
+            found: list[float] = scores.tolist()
+            return found
+
+        with torch.inference_mode():
+            for place, score in self._each(texts, self.documents, BATCH_TOKENS, None, compute, part):
+                out[place] = score
+        return out
 
     def hidden_states(self, batch: Sequence[Prepared], frame: Frame) -> Tensor:
         """Run prepared texts through the backbone, packed: (T, hidden) for their T tokens; differentiable."""

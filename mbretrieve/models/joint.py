@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbretrieve.models.colbert import late_scores, scaled_rows, token_rows
+from mbretrieve.models.colbert import late_scores, late_scores_of, scaled_rows, token_rows
 from mbretrieve.models.dense import pool_states
 from mbretrieve.models.encoder import BATCH_TOKENS, Progress, TextEncoder
 from mbretrieve.models.framing import Frame, Prepared
@@ -52,6 +52,10 @@ class JointEncoder(TextEncoder):
 
     def _score(self, query: JointVectors, documents: Sequence[JointVectors]) -> Tensor:
         return late_scores(query.tokens, [document.tokens for document in documents])
+
+    def _score_batch(self, query: Tensor, batch: Sequence[Prepared]) -> Tensor:
+        rows = scaled_rows(self.projection(self.hidden_states(batch, self.documents)), self.documents, self.dim)
+        return late_scores_of(query, batch, rows, self.documents)
 
     def _encode(
         self, texts: Sequence[str], frame: Frame, batch_tokens: int, progress: Progress | None

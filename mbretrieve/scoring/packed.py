@@ -1,6 +1,6 @@
 """MaxSim of token matrices laid end to end, for training: differentiable, and in bounded memory beside its result."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mbretrieve.scoring.groups import by_length
 from mbretrieve.scoring.padded import check_dims
 
 
@@ -71,9 +72,11 @@ class _MaxSimPacked(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             columns = queries.to(dtype).T  # (dim, Tq)
             last = torch.tensor(document_lengths, dtype=narrow, device=device) - 1
-            for chosen, places in _groups(document_lengths, block.tokens):
+            counts = torch.tensor(document_lengths)
+            numbers, groups = by_length(counts.cumsum(0) - counts, counts, block.tokens, device)
+            for some_documents, places in groups:
                 count, width = places.shape
-                rows = documents[places.to(device).flatten()].to(dtype)  # (n * J, dim)
+                rows = documents[places.flatten()].to(dtype)  # (n * J, dim)
                 best = torch.empty(count, len(queries), dtype=exact, device=device)
                 at = torch.empty(count, len(queries), dtype=narrow, device=device)
                 step = max(1, block.similarities // len(rows))
@@ -81,7 +84,7 @@ class _MaxSimPacked(torch.autograd.Function):
                     some = slice(first, first + step)
                     similarities = (rows @ columns[:, some]).view(count, width, -1)  # (n, J, i)
                     best[:, some], at[:, some] = similarities.max(dim=1)
-                index = chosen.to(device)
+                index = numbers[some_documents]
                 scores[:, index] = torch.segment_reduce(best.T.contiguous(), "sum", lengths=segments, axis=0)
                 winners[index] = at.minimum(last[index, None])  # of the repeated last tokens max may name any
         ctx.save_for_backward(queries, documents, winners)
@@ -104,23 +107,6 @@ class _MaxSimPacked(torch.autograd.Function):
         if needs_documents:
             to_documents = _gradient_of_documents(grad, queries, winners, query_of, starts, block).to(documents.dtype)
         return to_queries, to_documents, None, None
-
-
-def _groups(lengths: list[int], max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Put documents of like length together: their numbers (n,), and where their tokens are, (n, J).
-
-    Where a document is shorter than J its last token is repeated: that changes no maximum, and needs no mask.
-    """
-    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    starts = torch.tensor([0, *accumulate(lengths)])
-    counts = torch.tensor(lengths)
-    first = 0
-    while first < len(order):
-        longest = lengths[order[first]]
-        chosen = torch.tensor(order[first : first + max(1, max_tokens // longest)])
-        within = torch.arange(longest).minimum(counts[chosen, None] - 1)
-        yield chosen, starts[chosen, None] + within
-        first += len(chosen)
 
 
 def _gradient_of_queries(

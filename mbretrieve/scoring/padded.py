@@ -1,5 +1,7 @@
 """Similarity of vectors, and of padded token matrices: the formulas as they are written."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,16 @@ def check_dims(queries: Tensor, documents: Tensor) -> None:
     """Raise ValueError unless queries and documents have one dim."""
     if queries.shape[-1] != documents.shape[-1]:
         raise ValueError(f"queries have dim {queries.shape[-1]}, documents have dim {documents.shape[-1]}")
+
+
+def stack(queries: Sequence[Tensor], documents: Tensor) -> Tensor:
+    """Return the tokens of all queries end to end, (sum I, dim) float32: dim and device are those of the documents.
+
+    Raises: ValueError if the dims differ, or a query has no token.
+    """
+    for query in queries:
+        check_dims(query, documents)
+    if any(len(query) == 0 for query in queries):
+        raise ValueError("a query has no token: MaxSim is a sum over its tokens")
+    there = [query.to(documents.device, torch.float32) for query in queries]
+    return torch.cat([torch.empty((0, documents.shape[1]), device=documents.device), *there])

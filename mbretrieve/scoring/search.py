@@ -1,4 +1,4 @@
-"""MaxSim of queries with documents laid end to end, as they are or compressed, for search: on the CPU, by blocks."""
+"""MaxSim of queries with documents laid end to end, as they are or compressed, for search: on a CPU by blocks."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from mbretrieve.scoring.blocks import Places, maxsim_by_blocks
 from mbretrieve.scoring.compressed import CompressedTokens
 from mbretrieve.scoring.native import native_maxsim, native_scorer
-from mbretrieve.scoring.padded import check_dims
+from mbretrieve.scoring.on_device import maxsim_on_device
+from mbretrieve.scoring.padded import stack
 
 BLOCK_SIMILARITIES = 128 * 1024  # they stay in a core's cache, as the tokens of a block do
 # Up to so many query tokens, adding up the scores of a document token's codes is faster than decoding the token: by the
@@ -24,7 +25,7 @@ def maxsim_ragged(query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
     ``range(offsets[d], offsets[d + 1])``.
 
     Shapes: query (I, dim), tokens (T, dim) float16, bfloat16 or float32, offsets (D + 1,) int64 -> (D,) float32.
-    All on the CPU; memory and errors as for ``maxsim_ragged_batch``.
+    Devices, memory and errors as for ``maxsim_ragged_batch``.
     """
     return maxsim_ragged_batch([query], tokens, offsets)[0]
 
@@ -36,11 +37,14 @@ def maxsim_ragged_batch(
 
     Shapes: queries Q times (I_q, dim), tokens (T, dim) float16, bfloat16 or float32, offsets (D + 1,) int64 with
     document d in ``tokens[offsets[d] : offsets[d + 1]]``, rows (R,) the documents to score (None: all of them) ->
-    (Q, R) float32. All on the CPU. ``tokens`` may be memory-mapped: a block of it at a time becomes float32, so that
-    beside the result some tens of megabytes are needed, or the size of the largest document if that is more.
+    (Q, R) float32, on the device of ``tokens``; ``offsets`` are on the CPU. ``tokens`` may be memory-mapped: a block of
+    it at a time becomes float32, so that beside the result some tens of megabytes are needed, or the size of the
+    largest document if that is more; on a GPU some hundreds of megabytes.
     Raises: ValueError if the dims differ, or a query or a scored document has no token.
     """
-    stacked = _stack(queries, tokens)
+    if not tokens.is_cpu:
+        return maxsim_on_device(queries, tokens, offsets, rows)
+    stacked = stack(queries, tokens)
     if (by_kernel := _maxsim_by_kernel(queries, tokens, offsets, rows)) is not None:
         return by_kernel
 
@@ -77,7 +81,7 @@ def compressed_scorer(
     Few query tokens are scored without decoding.
     """
     centroids = torch.from_numpy(tokens.centroids)
-    stacked = _stack(queries, centroids)
+    stacked = stack(queries, centroids)
     if len(stacked) <= NATIVE_QUERY_TOKENS and (by_kernel := _by_kernel(queries, tokens, offsets, coarse)) is not None:
         return by_kernel
     if len(stacked) <= TABLE_QUERY_TOKENS:
@@ -122,15 +126,6 @@ def _by_kernel(
     if not queries or len(scorers) < len(queries):
         return None
     return lambda rows: torch.from_numpy(np.stack([score(rows) for score in scorers]))
-
-
-def _stack(queries: Sequence[Tensor], documents: Tensor) -> Tensor:
-    """Return the tokens of all queries end to end, (sum I, dim) float32, the dim that of the documents."""
-    for query in queries:
-        check_dims(query, documents)
-    if any(len(query) == 0 for query in queries):
-        raise ValueError("a query has no token: MaxSim is a sum over its tokens")
-    return torch.cat([torch.empty((0, documents.shape[1])), *(query.float() for query in queries)])
 
 
 def _products(block: Tensor, stacked: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
