@@ -16,7 +16,8 @@ from mbretrieve.errors import ModelError
 from mbretrieve.models import amx, fused, int8
 from mbretrieve.models.attention import PackedBatch, attend
 from mbretrieve.models.config import SLIDING, ModernBertConfig
-from mbretrieve.models.packing import filling
+from mbretrieve.models.graphs import Graphs
+from mbretrieve.models.packing import filling, steps
 
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 _ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
@@ -153,8 +154,13 @@ class Layer(nn.Module):
         self.mlp_norm = _norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, batch: PackedBatch, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, batch: PackedBatch, rotation: tuple[Tensor, Tensor], graphs: Graphs | None = None
+    ) -> Tensor:
         """Add to the stream what this layer finds: (T, hidden) -> (T, hidden)."""
+        if graphs is not None:
+            query, key, value = graphs.half(Layer._before, self)(x, *rotation)
+            return graphs.half(Layer._after, self)(x, self.attn.mix(query, key, value, batch))[0]
         query, key, value = by_chunks(self._before, x, *rotation)
         mixed = self.attn.mix(query, key, value, batch)
         if self.infers(x):
@@ -204,7 +210,8 @@ class ModernBert(nn.Module):
     """The backbone, with the weights of ``state`` (see ``load_state``), or with random ones to train from.
 
     Two attributes are for training: ``stream_dtype``, that of the arithmetic if not the weights' own, and
-    ``checkpointing``, which keeps only each layer's input for the backward and computes the rest again.
+    ``checkpointing``, which keeps only each layer's input for the backward and computes the rest again. ``graphs`` says
+    when layers are compiled.
     """
 
     def __init__(self, config: ModernBertConfig, state: Mapping[str, Tensor] | None = None) -> None:
@@ -212,6 +219,7 @@ class ModernBert(nn.Module):
         self.config = config
         self.stream_dtype: torch.dtype | None = None
         self.checkpointing = False
+        self.graphs = Graphs()
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = _norm(config)
@@ -233,15 +241,16 @@ class ModernBert(nn.Module):
         if sum(counts) != len(input_ids):
             raise ValueError(f"lengths sum to {sum(counts)}, expected the stream's {len(input_ids)} tokens")
         tokens = len(input_ids)
-        if more := filling(input_ids):
+        graphs = self.graphs if not self.training and self.graphs.serve(input_ids) else None
+        if more := filling(input_ids) if graphs is None else steps(tokens):
             # By texts no longer than the others: attention may bring all to the longest.
             input_ids = F.pad(input_ids, (0, more))
             attended = None if attended is None else F.pad(attended, (0, more), value=True)
             longest = max(counts)
             counts = counts + [longest] * (more // longest) + [more % longest] * (more % longest > 0)
-        return self._encode(input_ids, counts, attended)[:tokens]
+        return self._encode(input_ids, counts, attended, graphs)[:tokens]
 
-    def _encode(self, input_ids: Tensor, counts: list[int], attended: Tensor | None) -> Tensor:
+    def _encode(self, input_ids: Tensor, counts: list[int], attended: Tensor | None, graphs: Graphs | None) -> Tensor:
         x: Tensor = self.embeddings(input_ids).to(self.stream_dtype)
         dtype = _matmul_dtype(x)
         batch = PackedBatch(counts, device=x.device, dtype=dtype, attended=attended)
@@ -261,7 +270,7 @@ class ModernBert(nn.Module):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, batch, rotations[kind], use_reentrant=False)
             else:
-                x = layer(x, batch, rotations[kind])
+                x = layer(x, batch, rotations[kind], graphs)
         out: Tensor = self.final_norm(x)
         return out
 

@@ -37,3 +37,12 @@ def filling(x: Tensor) -> int:
     """
     rows = len(x) if x.device.type == "cpu" and not torch.is_grad_enabled() else 0
     return 0 if rows <= 64 else -rows % (16 if rows <= 512 else 64)
+
+
+def steps(rows: int) -> int:
+    """Return how many rows more a batch is to have that goes through compiled graphs on a GPU.
+
+    To a multiple of an eighth of the power of two below: there are few sizes, so that what the allocator has kept of
+    one batch fits the next, and matrices end at whole tiles; to a full batch next to nothing is added.
+    """
+    return -rows % max(64, 1 << max(0, (rows - 1).bit_length() - 4))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mbretrieve.errors import ModelError
 from mbretrieve.models.device import default_device, default_dtype, resolve_device, resolve_dtype
-from mbretrieve.models.packing import filling, pack
+from mbretrieve.models.packing import filling, pack, steps
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
 
@@ -78,3 +78,11 @@ def test_a_matrix_is_not_filled_where_gradients_are_kept_or_by_another_device() 
     with torch.no_grad():
         assert filling(torch.empty(100, 1, device="meta")) == 0
         assert filling(torch.empty(100, 1)) == 12
+
+
+def test_batches_for_graphs_have_one_of_few_sizes() -> None:
+    filled = {rows: rows + steps(rows) for rows in range(1, 20_001)}
+    assert all(rows <= size <= max(rows * 9 / 8, rows + 63) for rows, size in filled.items())
+    assert len({size for rows, size in filled.items() if rows <= 8192}) < 50
+    assert all(size % 64 == 0 and steps(size) == 0 for size in filled.values())
+    assert filled[8192] == 8192
