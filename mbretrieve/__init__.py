@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mbretrieve.errors import MbretrieveError
+    from mbretrieve.models import load_encoder
     from mbretrieve.models.colbert import ColBERT
     from mbretrieve.models.dense import DenseEncoder
     from mbretrieve.models.joint import JointEncoder
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from mbretrieve.types import Document, Hit
 
 __version__ = "0.1.0"
-__all__ = ["ColBERT", "DenseEncoder", "Document", "Hit", "JointEncoder", "MbretrieveError", "Retriever"]
+__all__ = ["ColBERT", "DenseEncoder", "Document", "Hit", "JointEncoder", "MbretrieveError", "Retriever", "load_encoder"]
 
 # Resolved on first use (PEP 562), so that `mbretrieve --help` does not wait for torch.
 _HOME = {
@@ -23,6 +24,7 @@ _HOME = {
     "JointEncoder": "mbretrieve.models.joint",
     "MbretrieveError": "mbretrieve.errors",
     "Retriever": "mbretrieve.retriever",
+    "load_encoder": "mbretrieve.models",
 }
 
 

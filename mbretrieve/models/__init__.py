@@ -30,6 +30,6 @@ def load_encoder(
         "joint": JointEncoder,
     }
     if len(names := devices(options.get("device"))) < 2:
-        return encoders[kind].from_pretrained(name, **options)
+        return encoders[kind].from_pretrained(name, **(options | {"device": names[0]} if names else options))
     model = encoders[kind].from_pretrained(name, **options | {"device": names[0]})
     return EncoderPool(model, names, options | {"kind": kind, "name": None if name is None else str(name)})

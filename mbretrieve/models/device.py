@@ -1,5 +1,7 @@
 """Where a model runs, and in which number format, when the caller does not say."""
 
+from collections.abc import Sequence
+
 import torch
 
 from mbretrieve.errors import ModelError
@@ -30,6 +32,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
+        if isinstance(device, str) and "," in device:
+            raise ModelError(
+                f"device is {device!r}: one encoder runs on one; mbretrieve.load_encoder gives one of several processes"
+            ) from error
         raise ModelError(f"device is {device!r}, expected a torch device such as cpu, cuda or cuda:1") from error
     try:
         torch.zeros(1, device=found).item()  # a name is good on every machine: only using it tells
@@ -58,9 +64,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device, others: Sequence[str] = ()) -> torch.dtype:
     """Return the dtype a caller named, or the device's default; ModelError for a name that is none, or int8, which
-    ``from_pretrained`` alone takes: nothing is trained in it."""
+    ``from_pretrained`` alone takes: nothing is trained in it. ``others``: what the caller takes beside these."""
     if dtype is None:
         return default_dtype(device)
     if isinstance(dtype, torch.dtype):
@@ -70,4 +76,4 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
         return _DTYPES[dtype]
     if dtype in ("int8", torch.int8):
         raise ModelError(f"dtype is int8, which is for encoding only, expected one of {', '.join(_DTYPES)}")
-    raise ModelError(f"dtype is {dtype}, expected one of {', '.join(_DTYPES)}")
+    raise ModelError(f"dtype is {dtype}, expected one of {', '.join([*_DTYPES, *others])}")

@@ -90,8 +90,9 @@ class TextEncoder(ABC):
     ) -> Self:
         """Load a model: a folder, a name on the Hugging Face Hub, or without a name the bundled one, offline.
 
-        ``device``: the first GPU, else the CPU. ``dtype``: bfloat16 where the device computes in it, else float32;
-        ``int8``, on a CPU, quantizes the layers' matrices: faster for large models, and for encoding only.
+        ``device``: the first GPU, else the CPU; several are for ``mbretrieve.load_encoder``. ``dtype``: bfloat16 where
+        the device computes in it, else float32; ``int8``, on a CPU, quantizes the layers' matrices: faster for large
+        models, and for encoding only.
         ``query_length``, ``document_length``: the most tokens, special ones counted; the saved ones if not given.
         ``dim``: only the first so many numbers of each vector (Matryoshka, https://arxiv.org/abs/2205.13147), scaled to
         unit length again. ``revision``: a branch, tag or commit on the Hub. ``local_files_only``: never ask the Hub.
@@ -104,7 +105,7 @@ class TextEncoder(ABC):
         )
         where = resolve_device(device)
         if dtype not in ("int8", torch.int8):
-            return cls(saved, identity, where, resolve_dtype(dtype, where))
+            return cls(saved, identity, where, resolve_dtype(dtype, where, others=["int8"]))
         encoder = cls(saved, identity, where, default_dtype(where))
         encoder.backbone.quantize()
         return encoder

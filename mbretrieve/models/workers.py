@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _CHARACTERS = 4  # a token, about: how much work a text is, is known before it is tokenized
 _BATCHES = 8  # of so many a portion is made at most: what a process is given at a time, and what is lost of it at worst
-_PORTIONS = 4  # for each process, so that none waits long for the last one
+_PORTIONS = 8  # for each process, so that none waits long for the last one
+_IN_FLIGHT = 2  # portions that a process has: it computes one while the answer before crosses the pipe
 _PATIENCE = 10.0  # seconds that a process has to end by itself
 
 
@@ -140,7 +141,7 @@ class EncoderPool:
         idle: SimpleQueue[_Worker] = SimpleQueue()
         out: list[Any] = [None] * len(texts)
         try:
-            for worker in self._started():
+            for worker in self._started() * _IN_FLIGHT:
                 idle.put(worker)
 
             def encoded(places: Sequence[int]) -> list[Any]:
@@ -150,7 +151,7 @@ class EncoderPool:
                 finally:
                     idle.put(worker)
 
-            with ThreadPoolExecutor(len(self._names), thread_name_prefix="devices") as threads:
+            with ThreadPoolExecutor(_IN_FLIGHT * len(self._names), thread_name_prefix="devices") as threads:
                 try:
                     for places, rows in zip(portions, threads.map(encoded, portions), strict=True):
                         for place, row in zip(places, rows, strict=True):
@@ -183,6 +184,7 @@ class _Worker:
     def __init__(self, name: str, said: set[str]) -> None:
         """``said`` are the warnings that were passed on, by whichever process."""
         self._name, self._said = name, said
+        self._asking, self._answering = threading.Lock(), threading.Lock()
         # In a session of its own: Ctrl-C at a terminal is for who started it, who ends it. It imports from where this
         # process does: -m alone would look in the working folder first, where an indexed project's json.py may lie.
         self._process = subprocess.Popen(  # noqa: S603
@@ -195,9 +197,17 @@ class _Worker:
         self.end = weakref.finalize(self, _end, self._process)
 
     def encode(self, texts: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
-        """Encode documents: what the encoder gives for each text."""
-        self.ask({"texts": list(texts), "options": dict(options)})
-        return _by_text(*self.answer())
+        """Encode documents: what the encoder gives for each text. Of two callers the second's texts are there when the
+        first's are done; a third waits."""
+        with self._asking:
+            self.ask({"texts": list(texts), "options": dict(options)})
+            # Before the next may ask: answers come in the order of the requests.
+            self._answering.acquire()
+        try:
+            answer = self.answer()
+        finally:
+            self._answering.release()
+        return _by_text(*answer)
 
     def ask(self, request: Mapping[str, Any]) -> None:
         """Send a request. Raises: ModelError if nobody reads it."""

@@ -48,6 +48,8 @@ def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ModelError, match="'abacus'"):
         resolve_device("abacus")
+    with pytest.raises(ModelError, match=r"device is 'cuda:0,cuda:1': .*mbretrieve.load_encoder"):
+        resolve_device("cuda:0,cuda:1")
     for absent in ("meta", "xla", torch.device("cuda", 99)):
         with pytest.raises(ModelError, match=f"device is '{absent}', which torch cannot use here"):
             resolve_device(absent)

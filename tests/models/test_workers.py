@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from mbretrieve.errors import ModelError
-from mbretrieve.models import load_encoder
+from mbretrieve.models import load_encoder, workers
+from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.workers import EncoderPool
 from mbretrieve.types import Encoder, Kind
 from tests.models import small
@@ -90,6 +92,37 @@ def test_what_lies_in_the_working_folder_is_not_imported(
     monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     assert len(pool.encode_documents(TEXTS, **FEW)) == len(TEXTS)
+
+
+def test_a_process_has_its_next_texts_while_it_computes(pool: EncoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered, most = Counter[Any](), Counter[Any](), Counter[Any]()
+    ask, answer = workers._Worker.ask, workers._Worker.answer
+
+    def note_ask(self: Any, request: Any) -> None:
+        ask(self, request)
+        asked[self] += 1
+        most[self] = max(most[self], asked[self] - answered[self])
+
+    def note_answer(self: Any) -> Any:
+        found = answer(self)
+        answered[self] += 1
+        return found
+
+    monkeypatch.setattr(workers._Worker, "ask", note_ask)
+    monkeypatch.setattr(workers._Worker, "answer", note_answer)
+    found = pool.encode_documents(TEXTS * 4, **FEW)
+    assert [most[worker] for worker in pool._workers] == [2, 2]
+    assert asked == answered
+    small.assert_same_rows(found, pool._model.encode_documents(TEXTS, **FEW) * 4, tolerance=1e-5)
+
+
+def test_one_device_of_a_list_is_one(tmp_path: Path) -> None:
+    folder = made(tmp_path / "model")
+    assert isinstance(load("colbert", folder, "cpu,"), ColBERT)
+    with pytest.raises(ModelError, match=r"device is 'cpu,cpu': .*mbretrieve.load_encoder"):
+        ColBERT.from_pretrained(folder, device="cpu,cpu")
+    with pytest.raises(ModelError, match=r"dtype is int4, expected one of float32, .*, int8"):
+        ColBERT.from_pretrained(folder, device="cpu", dtype="int4")
 
 
 def test_two_threads_get_each_their_own(pool: EncoderPool) -> None:
