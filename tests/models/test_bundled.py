@@ -11,6 +11,7 @@ import torch
 from mbretrieve.errors import ModelError
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
+from mbretrieve.models.joint import JointEncoder
 from mbretrieve.models.source import BUNDLED, locate
 from tests.models.small import TEXTS, assert_same_rows
 
@@ -62,6 +63,27 @@ def test_dense_vectors_are_the_mean_of_hidden_states(dense: DenseEncoder, tmp_pa
         saved = SentenceTransformer(str(tmp_path), device="cpu")
         np.testing.assert_allclose(dense.encode_queries(TEXTS), saved.encode_query(TEXTS), atol=1e-3)
         np.testing.assert_allclose(dense.encode_documents(TEXTS), saved.encode_document(TEXTS), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bits_keep_the_direction_of_every_vector(colbert: ColBERT, dense: DenseEncoder, dtype: str) -> None:
+    def same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+        assert [rows.shape for rows in found] == [rows.shape for rows in wanted]
+        for rows, exact in zip(found, wanted, strict=True):
+            assert rows.dtype == np.float32
+            lengths = np.linalg.norm(rows, axis=-1) * np.linalg.norm(exact, axis=-1)
+            assert ((rows * exact).sum(axis=-1) >= 0.999 * lengths).all()
+
+    late = ColBERT.from_pretrained(device="cpu", dtype=dtype)
+    pooled = DenseEncoder.from_pretrained(device="cpu", dtype=dtype)
+    joint = JointEncoder.from_pretrained(device="cpu", dtype=dtype)
+    for side in ("encode_queries", "encode_documents"):
+        rows, means = getattr(colbert, side)(TEXTS), list(getattr(dense, side)(TEXTS))
+        both = getattr(joint, side)(TEXTS)
+        same(getattr(late, side)(TEXTS), rows)
+        same(list(getattr(pooled, side)(TEXTS)), means)
+        same([one.tokens for one in both], rows)
+        same([one.pooled for one in both], means)
 
 
 def test_what_its_card_says(colbert: ColBERT, dense: DenseEncoder) -> None:

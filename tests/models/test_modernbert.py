@@ -14,10 +14,13 @@ from torch import Tensor
 from transformers import ModernBertForMaskedLM, ModernBertModel
 
 from mbretrieve.errors import ModelError
+from mbretrieve.models import attention, modernbert
+from mbretrieve.models.attention import Case, Kernel
 from mbretrieve.models.config import ModernBertConfig
 from mbretrieve.models.modernbert import ModernBert
 
 from .oracle import expected, got, ours, texts, theirs
+from .test_attention import stand_in
 
 TOLERANCE = 1e-5
 
@@ -109,14 +112,43 @@ def test_agrees_at_8192_positions() -> None:
     torch.testing.assert_close(got(ours(oracle), ids), expected(oracle, ids), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["as published", "window of 128", "all biases", "large eps", "tanh gelu"])
 @torch.no_grad()
-def test_bfloat16_keeps_the_direction_of_every_token(name: str) -> None:
+def test_16_bits_keep_the_direction_of_every_token(name: str, dtype: torch.dtype) -> None:
     oracle = theirs(**CONFIGS[name])
     ids = texts(LENGTHS)
-    states = got(ours(oracle).to(torch.bfloat16), ids)
-    assert states.dtype == torch.bfloat16
+    states = got(ours(oracle).to(dtype), ids)
+    assert states.dtype == dtype
     assert torch.cosine_similarity(states.float(), expected(oracle, ids), dim=-1).min() >= 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["flash-attn varlen", "torch varlen"])
+@pytest.mark.parametrize("config", ["as published", "window of 128", "irregular layers", "window of the token itself"])
+@torch.no_grad()
+def test_agrees_through_the_kernels_of_gpus(
+    name: str, config: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a forward on CUDA but the kernel itself and the device: no mask, bounds of the stream, filled or not."""
+    oracle, kernel, calls = theirs(**CONFIGS[config]), stand_in(name, monkeypatch), []
+
+    def chosen(case: Case) -> Kernel:
+        calls.append(case)
+        return kernel
+
+    monkeypatch.setattr(attention, "choose", chosen)
+    model = ours(oracle).to(dtype)
+    monkeypatch.setattr(modernbert, "filling", lambda _: 0)
+    for lengths in (LENGTHS, SHORT, [1]):
+        ids = texts(lengths)
+        states = got(model, ids)
+        assert states.dtype == dtype
+        if dtype == torch.float32:
+            torch.testing.assert_close(states, expected(oracle, ids), atol=TOLERANCE, rtol=0)
+        assert torch.cosine_similarity(states.float(), expected(oracle, ids), dim=-1).min() >= 0.999
+    assert len(calls) == 3 * oracle.config.num_hidden_layers
+    assert {case.dtype for case in calls} == {dtype}
 
 
 @torch.no_grad()
