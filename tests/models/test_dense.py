@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mbretrieve.errors import ModelError
-from mbretrieve.models.dense import DenseEncoder
+from mbretrieve.models.dense import DenseEncoder, pool_at_once, pool_states
 from mbretrieve.types import Encoder
 from tests.models import small
 from tests.models.small import HIDDEN
@@ -185,3 +187,18 @@ def test_two_poolings_are_refused_by_name(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match=r"cls \+ mean"):
         load(folder)
+
+
+@given(
+    st.lists(st.integers(3, 40), min_size=1, max_size=30),
+    st.integers(0, 2),
+    st.sampled_from(["cls", "mean", None]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_texts_pooled_together_as_on_a_gpu_are_those_pooled_one_by_one(
+    lengths: list[int], first: int, pooling: Any, dtype: torch.dtype
+) -> None:
+    states = torch.randn(sum(lengths), 8, generator=torch.Generator().manual_seed(len(lengths))).to(dtype)
+    together, single = (pool(states, lengths, first, pooling) for pool in (pool_at_once, pool_states))
+    assert together.dtype == single.dtype
+    torch.testing.assert_close(together, single, atol=1e-6 if dtype == torch.float32 else 4e-3, rtol=0)
