@@ -215,3 +215,33 @@ def _runs(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+THREADS = """
+import os, sys
+from pathlib import Path
+from mbretrieve import cores
+cores._ROOT = Path(sys.argv[2])
+os.sched_getaffinity = lambda _: {0, 1, 2, 3}
+import torch
+torch.set_num_threads(4)
+from mbretrieve.models.workers import _load
+_load({"kind": "colbert", "name": sys.argv[1], "device": "cpu", "dtype": "float32"}, int(sys.argv[3]))
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("quota", "sharing", "told", "threads"), [(3, 1, "", 3), (3, 2, "", 1), (9, 2, "", 2), (3, 1, "2", 4)]
+)
+def test_processes_share_what_the_quota_pays_for(
+    tmp_path: Path, quota: int, sharing: int, told: str, threads: int
+) -> None:
+    for name, text in {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": f"{quota}00000 100000"}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": told} if told else {}
+    command = [sys.executable, "-c", THREADS, str(made(tmp_path / "model")), str(tmp_path), str(sharing)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(threads)]
