@@ -1,4 +1,4 @@
-"""The bundled backbone's pre-training, run for real: texts for it, and what each of its phases has learned.
+"""A small backbone's pre-training, run for real: texts for it, and what each of its phases has learned.
 
 ``python eval/bench/pretrain_mini.py texts PAIRS --output FOLDER [--characters 60_000_000]``
 ``mbretrieve pretrain examples/recipes/pretrain-mini.toml --output RUN text.0.path=FOLDER/texts.jsonl.gz [...]``

@@ -255,6 +255,7 @@ class _ExactIndex:
         where: Where | None = None,
         ids: Collection[str] | None = None,
         effort: Effort | None = None,
+        exact: bool = False,  # noqa: ARG002 - it always is
     ) -> list[list[Match]]:
         """Score every document of the corpus; a filter is nothing that an evaluation asks for."""
         if where is not None or ids is not None:
@@ -285,6 +286,7 @@ class _ExactIndex:
         where: Where | None = None,
         ids: Collection[str] | None = None,
         effort: Effort | None = None,
+        exact: bool = False,  # noqa: ARG002 - it always is
     ) -> list[list[Match]]:
         """Join, as the index does, what is exact with what it finds by words."""
         results = []

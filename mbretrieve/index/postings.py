@@ -171,7 +171,7 @@ def count_contents(catalogue: Catalogue, words: Collection[str]) -> dict[str, in
     """Return for each word that is there how many contents have it; deleted ones may be among them."""
     counts: Counter[str] = Counter()
     for word, contents in catalogue.rows_among(
-        f"SELECT word, max(1, CAST(contents AS INTEGER)) FROM postings WHERE {_ALL_RUNS} AND word",  # noqa: S608 - a constant
+        f"SELECT word, max(1, coalesce(CAST(contents AS INTEGER), 1)) FROM postings WHERE {_ALL_RUNS} AND word",  # noqa: S608 - a constant
         words,
     ):
         counts[word] += contents
@@ -182,7 +182,8 @@ def completions(catalogue: Catalogue, word: str, most: int) -> dict[str, int]:
     """Return the words that begin with one and are longer, as ``count_contents``: those ``most`` that most have."""
     return dict(
         catalogue.rows(
-            f"SELECT word, sum(contents) FROM postings WHERE {_ALL_RUNS} AND word > ? AND word < ?"  # noqa: S608 - a constant
+            "SELECT word, CAST(coalesce(sum(contents), 1) AS INTEGER) FROM postings"
+            f" WHERE {_ALL_RUNS} AND word > ? AND word < ?"
             " GROUP BY word ORDER BY 2 DESC, 1 LIMIT ?",
             (word, f"{word}\U0010ffff", most),
         )

@@ -350,10 +350,10 @@ class NearMachine(test_model.DenseMachine):
         assert all(best[id] <= matches[-1].score + 1e-5 for id in passing - found)
 
 
-def test_an_index_of_graphs_and_lists_is_a_dictionary() -> None:
-    test_model.run(NearMachine, 60)
+def test_an_index_of_graphs_and_lists_is_a_dictionary(counted: Callable[[str], None]) -> None:
+    test_model.run(NearMachine, 60, counted)
 
 
 @pytest.mark.slow
-def test_an_index_of_graphs_and_lists_is_a_dictionary_after_many_steps() -> None:
-    test_model.run(NearMachine, 1000)
+def test_an_index_of_graphs_and_lists_is_a_dictionary_after_many_steps(counted: Callable[[str], None]) -> None:
+    test_model.run(NearMachine, 1000, counted)

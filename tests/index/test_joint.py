@@ -4,6 +4,7 @@ whatever was added, changed, deleted, packed, compacted, killed or damaged."""
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -198,13 +199,13 @@ def pooled(rows: NDArray[Any]) -> Floats:
     return np.array([x, y, x * y, len(rows), 1], np.float32)
 
 
-def test_a_joint_index_is_a_dictionary() -> None:
-    test_model.run(JointMachine, 25)
+def test_a_joint_index_is_a_dictionary(counted: Callable[[str], None]) -> None:
+    test_model.run(JointMachine, 25, counted)
 
 
 @pytest.mark.slow
-def test_a_joint_index_is_a_dictionary_after_many_steps() -> None:
-    test_model.run(JointMachine, 1000)
+def test_a_joint_index_is_a_dictionary_after_many_steps(counted: Callable[[str], None]) -> None:
+    test_model.run(JointMachine, 1000, counted)
 
 
 # Kills and damage
