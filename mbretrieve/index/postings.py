@@ -182,7 +182,7 @@ def completions(catalogue: Catalogue, word: str, most: int) -> dict[str, int]:
     """Return the words that begin with one and are longer, as ``count_contents``: those ``most`` that most have."""
     return dict(
         catalogue.rows(
-            "SELECT word, CAST(coalesce(sum(contents), 1) AS INTEGER) FROM postings"
+            "SELECT word, CAST(coalesce(sum(contents), 1) AS INTEGER) FROM postings"  # noqa: S608 - a constant
             f" WHERE {_ALL_RUNS} AND word > ? AND word < ?"
             " GROUP BY word ORDER BY 2 DESC, 1 LIMIT ?",
             (word, f"{word}\U0010ffff", most),
