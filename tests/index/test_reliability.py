@@ -449,7 +449,9 @@ def all_that_is_said(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("made", [make, make_packed])
-def test_a_changed_byte_is_found_or_changes_nothing(path: Path, made: Callable[[Path], None]) -> None:
+def test_a_changed_byte_is_found_or_changes_nothing(
+    path: Path, made: Callable[[Path], None], counted: Callable[[str], None]
+) -> None:
     """Of any file, the catalogue included. What a search may overlook is one thing: a row of words, of filters or of
     ids that is not found under its key. It then misses what that row would have found; ``verify`` says so."""
     made(path)
@@ -486,7 +488,7 @@ def test_a_changed_byte_is_found_or_changes_nothing(path: Path, made: Callable[[
             file.write_bytes(original)
 
     harm()
-    print(dict(counts))
+    counted(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     assert counts["said"] > 0
     assert counts["no change"] > 0
     assert counts["missed"] <= sum(counts.values()) // 50
