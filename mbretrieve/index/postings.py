@@ -102,7 +102,8 @@ def checked(index: Path, run: int, word: str, size: int, data: bytes, kept: int)
 
 def decode_lengths(index: Path, block: int, data: bytes, kept: int) -> NDArray[np.uint32]:
     """Return a row of the lengths, (BLOCK,). Raises: IndexFormatError if it was changed."""
-    if not 0 <= block <= MAX_CONTENT // BLOCK or not isinstance(data, bytes) or zlib.crc32(data, block) != kept:
+    sound = isinstance(block, int) and 0 <= block <= MAX_CONTENT // BLOCK and isinstance(data, bytes)
+    if not sound or zlib.crc32(data, block) != kept:
         raise damaged(index, "the lengths of contents were changed")
     return np.frombuffer(data, LENGTH)
 
