@@ -206,22 +206,16 @@ inline void weigh(Scratch &w, int i, int last, int column, const Sight &sight, _
 template <class Between>
 inline void multiply(const bf16 *query, const uint32_t (*keys)[2][16][16], Between between) {
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    _tile_loadd(4, query, DIM * 2);
-    _tile_loadd(5, query + 16 * DIM, DIM * 2);
-    _tile_loadd(6, keys[0][0], 64);
-    _tile_dpbf16ps(0, 4, 6); between(0);
-    _tile_dpbf16ps(1, 5, 6); between(1);
-    _tile_loadd(7, keys[1][0], 64);
-    _tile_dpbf16ps(2, 4, 7); between(2);
-    _tile_dpbf16ps(3, 5, 7); between(3);
-    _tile_loadd(4, query + 32, DIM * 2);
-    _tile_loadd(5, query + 16 * DIM + 32, DIM * 2);
-    _tile_loadd(6, keys[0][1], 64);
-    _tile_dpbf16ps(0, 4, 6); between(4);
-    _tile_dpbf16ps(1, 5, 6); between(5);
-    _tile_loadd(7, keys[1][1], 64);
-    _tile_dpbf16ps(2, 4, 7); between(6);
-    _tile_dpbf16ps(3, 5, 7); between(7);
+    for (int half = 0; half < 2; half++) {
+        _tile_loadd(4, query + half * 32, DIM * 2);
+        _tile_loadd(5, query + 16 * DIM + half * 32, DIM * 2);
+        _tile_loadd(6, keys[0][half], 64);
+        _tile_dpbf16ps(0, 4, 6); between(half * 4);
+        _tile_dpbf16ps(1, 5, 6); between(half * 4 + 1);
+        _tile_loadd(7, keys[1][half], 64);
+        _tile_dpbf16ps(2, 4, 7); between(half * 4 + 2);
+        _tile_dpbf16ps(3, 5, 7); between(half * 4 + 3);
+    }
 }
 
 inline void store_scores(Scratch &w) {
