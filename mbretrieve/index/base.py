@@ -14,21 +14,14 @@ from numpy.typing import NDArray
 
 from mbretrieve.errors import IndexFormatError
 from mbretrieve.index import plan
+from mbretrieve.index.answers import all_passing, matches
 from mbretrieve.index.arrays import best_of, distinct, is_among
 from mbretrieve.index.catalogue import FILE, FORMAT, Catalogue, Integers, checksum, create_catalogue, damaged
 from mbretrieve.index.files import folder_bytes
 from mbretrieve.index.lexical import search_contents, search_words
 from mbretrieve.index.plan import Effort
-from mbretrieve.index.reading import (
-    check_passing,
-    keys_by_id,
-    named,
-    owners,
-    passing,
-    read_documents,
-    scan_documents,
-)
-from mbretrieve.index.records import Entry, Match, best_first
+from mbretrieve.index.reading import keys_by_id, named, passing, read_documents, scan_documents
+from mbretrieve.index.records import Entry, Match
 from mbretrieve.index.repair import repair
 from mbretrieve.index.segments import CODEBOOKS, LISTS, NEIGHBORS, SEGMENTS
 from mbretrieve.index.store import MEMORY, Writer
@@ -227,8 +220,8 @@ class VectorIndex(ABC, Generic[Query]):
             else:
                 found = self._candidates(view, some, positions, k, effort)
             ranked = [view.best(one, k) for one in found]
-            results += _matches(catalogue, view, ranked, [passed] * len(ranked), k)
-        return _passing(catalogue, where, ids, results)
+            results += matches(catalogue, view, ranked, [passed] * len(ranked), k)
+        return all_passing(catalogue, where, ids, results)
 
     def search_both(
         self,
@@ -278,7 +271,7 @@ class VectorIndex(ABC, Generic[Query]):
             final = np.full(len(by.contents), -np.inf)
             final[chosen] = [joined[content] for content in contents.tolist()]
             ranked.append(by.ranked(best_of(final, k) & chosen, final))
-        return _passing(catalogue, where, ids, _matches(catalogue, view, ranked, [passed] * len(ranked), k))
+        return all_passing(catalogue, where, ids, matches(catalogue, view, ranked, [passed] * len(ranked), k))
 
     def effort(self, k: int) -> Effort:
         """Return how far ``search`` goes for the best ``k`` documents if it is not told."""
@@ -300,7 +293,7 @@ class VectorIndex(ABC, Generic[Query]):
             [scores] = self._score_windows(view, [query], positions)
             ranked.append(view.best(Found(positions, scores), max(1, len(positions))))
             passed.append(documents)
-        return _matches(catalogue, view, ranked, passed, max(map(len, ids), default=0))
+        return matches(catalogue, view, ranked, passed, max(map(len, ids), default=0))
 
     def lexical(
         self,
@@ -318,7 +311,7 @@ class VectorIndex(ABC, Generic[Query]):
         _check_k(k)
         catalogue = self._catalogue
         passed = passing(catalogue, where, ids)
-        return _passing(catalogue, where, ids, [search_words(catalogue, query, k, passed) for query in queries])
+        return all_passing(catalogue, where, ids, [search_words(catalogue, query, k, passed) for query in queries])
 
     # Reading
 
@@ -482,44 +475,6 @@ class VectorIndex(ABC, Generic[Query]):
                             "or index again"
                         ) from None
             return self._loaded
-
-
-def _matches(
-    catalogue: Catalogue, view: View, ranked: list[list[Ranked]], passed: Sequence[Integers | None], k: int
-) -> list[list[Match]]:
-    """Give ranked contents the ids of their documents, for each query of those that passed (n, 2), and check the stored
-    bytes of their rows and vectors."""
-    positions = distinct(np.array([one.position for some in ranked for one in some], dtype=np.int64))
-    view.check(positions)
-    windows = dict(zip(positions.tolist(), view.windows(positions), strict=True))
-    # Looked up at once where the same documents passed for all queries: a query's own look-up costs as much.
-    together = all(documents is passed[0] for documents in passed)
-    ids = owners(catalogue, {one.content for some in ranked for one in some}, passed[0]) if together and passed else {}
-    results = []
-    for some, documents in zip(ranked, passed, strict=True):
-        if not together:
-            ids = owners(catalogue, [one.content for one in some], documents)
-        matches = []
-        for one in some:
-            window = windows[one.position]
-            span = window.start, window.stop
-            matches += [Match(id, one.score, window.number, span) for id in ids[one.content]]
-        results.append(sorted(matches, key=best_first)[:k])
-    return results
-
-
-def _passing(
-    catalogue: Catalogue, where: Where | None, ids: Collection[str] | None, results: list[list[Match]]
-) -> list[list[Match]]:
-    """Return what was found by a filter and a set of ids, all of which passes them by its own row.
-
-    Raises: IndexFormatError.
-    """
-    found = {match.id for matches in results for match in matches}
-    check_passing(catalogue, where, found)
-    if ids is not None and not found.issubset(ids):
-        raise damaged(catalogue.index, "the index of ids was changed")
-    return results
 
 
 def _check_k(k: int) -> None:

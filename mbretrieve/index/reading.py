@@ -2,14 +2,14 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from typing import Literal
 
 from mbretrieve.index.arrays import is_among, to_array
 from mbretrieve.index.catalogue import CONTENT_COLUMNS, Catalogue, Integers, checksum, damaged, span_checksum
 from mbretrieve.index.filters import compile_where, stored_value
-from mbretrieve.types import Document, Where
+from mbretrieve.types import Document, Metadata, Where
 
 SCAN_ROWS = 1000
 FILTERED_ROWS = 64  # documents whose entries are compared with a filter by one statement
@@ -91,28 +91,30 @@ def passing(catalogue: Catalogue, where: Where | None, ids: Collection[str] | No
     return found
 
 
-def check_passing(catalogue: Catalogue, where: Where | None, ids: Collection[str]) -> None:
-    """Check that documents found by a filter pass it by their own rows: the filters' table has no checksums.
+def metadata_of(catalogue: Catalogue, ids: Collection[str]) -> list[tuple[str, Metadata]]:
+    """Return the ids and metadata of the documents that are there."""
+    return [(id, json.loads(text)) for _, id, _, text in _documents(catalogue, "id", ids)]
+
+
+def check_passing(catalogue: Catalogue, where: Where, documents: Sequence[tuple[str, Metadata]]) -> None:
+    """Check that documents found by a filter pass it by their own metadata: the filters' table has no checksums.
 
     A document that is not found, because its entries there were changed, is not noticed so; ``verify`` names it.
     Raises: IndexFormatError.
     """
-    if not where:
-        return
     select, parameters = compile_where(where)
-    documents = [(key, id, json.loads(text)) for key, id, _, text in _documents(catalogue, "id", ids)]
     for first in range(0, len(documents), FILTERED_ROWS):
         some = documents[first : first + FILTERED_ROWS]
         entries = [
-            (name, stored_value(metadata[name]), key)
-            for key, _, metadata in some
+            (name, stored_value(metadata[name]), number)
+            for number, (_, metadata) in enumerate(some)
             for name in where.keys() & metadata.keys()
         ]
         # The same filter, over these entries instead of the table: so that both mean the same.
         own = f"WITH metadata (name, value, document) AS (VALUES {', '.join(['(?, ?, ?)'] * len(entries))}) {select}"
-        passed = {key for (key,) in catalogue.rows(own, [*chain(*entries), *parameters])} if entries else set()
-        for key, id, *_ in some:
-            if key not in passed:
+        passed = {number for (number,) in catalogue.rows(own, [*chain(*entries), *parameters])} if entries else set()
+        for number, (id, _) in enumerate(some):
+            if number not in passed:
                 raise damaged(catalogue.index, f"document {id!r} was found by a filter that it does not pass")
 
 
@@ -152,5 +154,6 @@ def scan_documents(catalogue: Catalogue, where: Where | None) -> Iterator[Docume
     assert keys is not None
     for first in range(0, len(keys), SCAN_ROWS):
         documents = read_documents(catalogue, keys[first : first + SCAN_ROWS, 0].tolist())
-        check_passing(catalogue, where, [document.id for document in documents])
+        if where:
+            check_passing(catalogue, where, [(document.id, document.metadata) for document in documents])
         yield from documents
