@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -104,6 +105,11 @@ def checksum(*fields: str | float | None) -> bytes:
 def span_checksum(start: int, stop: int) -> int:
     """Hash which characters a content spans, for who reads its row but not its text."""
     return zlib.crc32(b"%d %d" % (start, stop))
+
+
+def is_file_name(folder: object, name: object) -> bool:
+    """Say whether this can be a file in one of our folders: an index that somebody else made leads nowhere else."""
+    return all(isinstance(part, str) and re.fullmatch(r"\w[\w.]*", part) for part in (folder, name))
 
 
 def file_checksum(folder: str, file: StoredFile) -> bytes:
@@ -391,7 +397,7 @@ class Catalogue:
     def _files(self) -> dict[str, list[StoredFile]]:
         files: dict[str, list[StoredFile]] = {}
         for folder, name, size, sums in self.rows("SELECT folder, name, bytes, checksums FROM files"):
-            if not isinstance(size, int) or not isinstance(sums, bytes):
+            if not is_file_name(folder, name) or not isinstance(size, int) or not isinstance(sums, bytes):
                 raise damaged(self.index, "the row of a file was changed")
             files.setdefault(folder, []).append(StoredFile(name, size, sums))
         return files
@@ -416,7 +422,7 @@ class Catalogue:
                     f"{self.index / FILE} is not the catalogue of an index: name another folder"
                 ) from None
             raise
-        found = row[0] if row else "none"
+        found = str(row[0]) if row else "none"
         if found != str(FORMAT):
             newer = found.isdecimal() and int(found) > FORMAT
             advice = "upgrade mbretrieve" if newer else "index again"

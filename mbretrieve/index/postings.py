@@ -95,7 +95,7 @@ def checked(index: Path, run: int, word: str, size: int, data: bytes, kept: int)
     try:
         if postings_checksum(run, word, size, data) == kept:
             return data
-    except TypeError:  # its number is none, or its data no bytes
+    except (TypeError, AttributeError):  # its number is none, its data no bytes, its word no text
         pass
     raise damaged(index, f"the list of contents that have the word {word!r} was changed")
 
@@ -129,7 +129,7 @@ def read_runs(index: Path, query: Callable[[str], Iterable[tuple[Any, ...]]]) ->
     """Return the runs, oldest first. Raises: IndexFormatError if the row of one was changed."""
     rows = query("SELECT run, first, last, contents, postings, deleted, checksum FROM runs ORDER BY run")
     runs = [(Run(*fields), kept) for *fields, kept in rows]
-    if any(run.checksum != kept for run, kept in runs):
+    if any(run.checksum != kept or not isinstance(run.deleted, int) for run, kept in runs):
         raise damaged(index, "the row of a run of words was changed")
     return [run for run, _ in runs]
 
@@ -200,8 +200,9 @@ def read_postings(catalogue: Catalogue, word: str, longer: Collection[str]) -> t
     whole: list[Postings] = []
     others: list[Postings] = []
     small: list[bytes] = []
-    for run, found, size, data, kept in sorted(rows, key=itemgetter(0)):
-        checked(catalogue.index, run, found, size, data, kept)
+    for row in rows:
+        checked(catalogue.index, *row)
+    for _, found, size, data, _ in sorted(rows, key=itemgetter(0)):
         if found == word:
             whole.append(decode(size, data))
         elif size <= SMALL:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from typing import Literal
 
+import numpy as np
+
 from mbretrieve.index.arrays import is_among, to_array
 from mbretrieve.index.catalogue import CONTENT_COLUMNS, Catalogue, Integers, checksum, damaged, span_checksum
 from mbretrieve.index.filters import compile_where, stored_value
@@ -150,10 +152,16 @@ def read_documents(catalogue: Catalogue, keys: Collection[int]) -> list[Document
 
 def scan_documents(catalogue: Catalogue, where: Where | None) -> Iterator[Document]:
     """Yield the documents that pass a filter, a bounded number read at a time."""
-    keys = passing(catalogue, where or {}, None)
-    assert keys is not None
+    if where:
+        passed = passing(catalogue, where, None)
+        assert passed is not None
+        keys = passed[:, 0]
+    else:
+        keys = catalogue.integers("SELECT key FROM documents ORDER BY key", columns=1)[:, 0]
+        if (np.diff(keys) <= 0).any():  # or one would be read twice, and another not at all
+            raise damaged(catalogue.index, "the key of a document was changed")
     for first in range(0, len(keys), SCAN_ROWS):
-        documents = read_documents(catalogue, keys[first : first + SCAN_ROWS, 0].tolist())
+        documents = read_documents(catalogue, keys[first : first + SCAN_ROWS].tolist())
         if where:
             check_passing(catalogue, where, [(document.id, document.metadata) for document in documents])
         yield from documents

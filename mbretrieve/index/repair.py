@@ -25,6 +25,7 @@ from mbretrieve.index.catalogue import (
     Catalogue,
     checksum,
     file_checksum,
+    is_file_name,
     put_meta,
     translated,
 )
@@ -83,6 +84,9 @@ class _Repair:
         self._database()
         self._drop_changed("codebooks", CODEBOOK_COLUMNS)
         self._drop_changed("segments", SEGMENT_COLUMNS)
+        for row in self._execute("SELECT folder, name FROM files").fetchall():
+            if not is_file_name(*row):
+                self._execute("DELETE FROM files WHERE folder = ? AND name = ?", row)
         self._files("codebooks", CODEBOOKS)
         self._files("segments", SEGMENTS)
         self._execute("DELETE FROM files WHERE typeof(bytes) != 'integer' OR typeof(checksums) != 'blob'")
@@ -115,8 +119,6 @@ class _Repair:
         """Restore what is damaged of the files of a table's folders: a file by its row, or its row by the file."""
         named = f"SELECT folder, files.name FROM files JOIN {table} ON folder = {table}.name"  # noqa: S608 - a constant
         for folder, name in self._execute(named).fetchall():
-            if Path(folder).name != folder or Path(name).name != name:
-                continue  # of an index that somebody else made: nothing is written anywhere else
             # One by one: the parity of all of them need not fit into memory.
             [row] = self._execute(f"{FILES} WHERE folder = ? AND name = ?", (folder, name)).fetchall()
             path, shown = self._index / parent / folder, f"{parent}/{folder}/{name}"
