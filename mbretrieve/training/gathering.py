@@ -30,6 +30,13 @@ def gather_counts(counts: Sequence[int], device: torch.device) -> list[int]:
     return list(counts) if ranks() == 1 else _gather(torch.tensor(counts, dtype=torch.int64, device=device))[0].tolist()
 
 
+def summed(numbers: Tensor) -> Tensor:
+    """Return the sum over the ranks of numbers that have one shape on each; not differentiable."""
+    if ranks() > 1:
+        dist.all_reduce(numbers)
+    return numbers
+
+
 def ranks() -> int:
     """Return how many processes train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mbretrieve.errors import DataError
@@ -19,11 +20,13 @@ from mbretrieve.scoring import cosine, maxsim_packed
 from mbretrieve.training import losses
 from mbretrieve.training.config import TrainConfig
 from mbretrieve.training.data import Example, duplicates
+from mbretrieve.training.gathering import summed
 from mbretrieve.training.student import Encoded, Student
 from mbretrieve.types import Head
 
 _LEAST_NORM = 1e-12  # F.normalize's
 _MOST_SCALE = 100.0  # CLIP's bound of a learned scale
+_RIDGE = 1e-3  # of the sum of the vectors' squares, added to each direction's own
 
 
 class Teacher(Protocol):
@@ -108,6 +111,8 @@ class Objective(nn.Module):
                 self.register_buffer(f"log_scale_{kind}", scale, persistent=False)
         mapped = self._copies_vectors and config.loss.distillation == "cosine"
         self.to_teacher = nn.Linear(student.pooled_width, teacher_dim, bias=False) if mapped and teacher_dim else None
+        if self.to_teacher is not None:
+            nn.init.zeros_(self.to_teacher.weight)  # until it is fitted to the first vectors
 
     @property
     def spans_examples(self) -> bool:
@@ -215,7 +220,24 @@ class Objective(nn.Module):
         teacher = torch.cat(_teachers(found, wanted, documents.device))
         if self.config.distillation == "relational":
             return losses.relational_distillation(student, teacher)
-        return losses.cosine_distillation(student if self.to_teacher is None else self.to_teacher(student), teacher)
+        if self.to_teacher is None:
+            return losses.cosine_distillation(student, teacher)
+        if not self.to_teacher.weight.any():
+            fit_map(self.to_teacher, student, teacher)
+        return losses.cosine_distillation(self.to_teacher(student), teacher)
+
+
+@torch.no_grad()
+def fit_map(to_teacher: nn.Linear, student: Tensor, teacher: Tensor) -> None:
+    """Give a linear map the weights that bring a student's vectors (n, dim) nearest to the teacher's (n, its dim).
+
+    By least squares with a little ridge, over the vectors of all processes. A random map takes hundreds of steps to
+    come as near, and what it asks of the student until then is noise.
+    """
+    vectors, wanted = F.normalize(student.detach().double(), dim=1), teacher.double()
+    products, targets = summed(vectors.T @ vectors), summed(vectors.T @ wanted)
+    products.diagonal().add_(_RIDGE * products.trace())
+    to_teacher.weight.copy_(torch.linalg.solve(products, targets).T)
 
 
 def _is_taught(found: Representations, wanted: Targets) -> bool:

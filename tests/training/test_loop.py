@@ -136,9 +136,20 @@ def taught(data: Path, teacher: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["late interaction", pytest.param("joint", marks=pytest.mark.slow), "KL"])
-def test_two_processes_learn_what_one_learns(name: str, start: Path, data: Path, scored: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "late interaction",
+        "KL",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("joint", "distillation of vectors made beforehand")),
+    ],
+)
+def test_two_processes_learn_what_one_learns(
+    name: str, start: Path, data: Path, scored: Path, teacher: Path, tmp_path: Path
+) -> None:
     tables = dict(OBJECTIVES[name])
+    if tables.pop("vectors", False):
+        tables["data"] = [{"path": str(data), "teacher_vectors": str(taught(data, teacher, tmp_path))}]
     if tables.pop("scored", False):
         tables["data"] = [{"path": str(scored), **SCORED}]
     tables["loss"] = {**tables.get("loss", {}), "learn_temperature": True}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mbretrieve.training.objective import _unit_rows
+from mbretrieve.training.objective import _unit_rows, fit_map
 
 
 @pytest.mark.parametrize("width", [16, 7])
@@ -27,3 +27,21 @@ def test_a_row_of_zeros_is_no_division_by_zero() -> None:
     _unit_rows(4, [part]).sum().backward()
     assert part.grad is not None
     assert torch.isfinite(part.grad).all()
+
+
+@pytest.mark.parametrize("count", [400, 40, 3])
+def test_the_map_to_a_teacher_is_fitted_to_the_vectors_that_are_there(count: int) -> None:
+    """A teacher's that are a linear function of the student's are met, and no worse than by any other map."""
+    torch.manual_seed(0)
+    student, linear = torch.randn(count, 16) * 3, torch.randn(16, 24)
+    to_teacher = torch.nn.Linear(16, 24, bias=False)
+    fit_map(to_teacher, student, F.normalize(student, dim=1) @ linear)
+    met = F.cosine_similarity(to_teacher(student), student @ linear, dim=1)
+    assert met.min() > 0.99
+
+    noisy = F.normalize(student, dim=1) @ linear + torch.randn(count, 24)
+    fit_map(to_teacher, student, noisy)
+    error = (to_teacher(F.normalize(student, dim=1)) - noisy).square().sum()
+    least = torch.linalg.lstsq(F.normalize(student, dim=1).double(), noisy.double())
+    residual = (F.normalize(student, dim=1).double() @ least.solution - noisy).square().sum()
+    assert error <= 1.05 * residual + 0.05 * noisy.square().sum()
