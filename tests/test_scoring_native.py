@@ -96,7 +96,7 @@ def test_it_scores_as_torch_does(
     seed=st.integers(0, 999),
     queries=st.lists(st.integers(1, 70), min_size=1, max_size=3),
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
-    dim=st.sampled_from([1, 7, 24, 128]),
+    dim=st.sampled_from([1, 7, 24, 32, 96, 128]),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
     some=st.booleans(),
 )
@@ -113,6 +113,17 @@ def test_tokens_as_they_are_score_as_by_torch(
         patch.setattr(search, "native_maxsim", lambda *_, **__: None)
         expected = maxsim_ragged_batch(asked, tokens, offsets, rows)
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_torchs_are_what_they_were_beside_the_kernel(dtype: torch.dtype) -> None:
+    """Both use tiles where a machine has some, and torch takes them to be as it left them."""
+    one, other = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (1, 2))
+    before = one @ other
+    tokens = torch.randn(40, 128, generator=torch.Generator().manual_seed(3)).to(dtype)
+    maxsim_ragged_batch([torch.ones(20, 128)], tokens, torch.tensor([0, 7, 40]))
+    assert torch.equal(one @ other, before)
 
 
 @pytest.mark.usefixtures("kernel")

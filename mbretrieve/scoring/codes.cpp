@@ -11,6 +11,11 @@
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#define TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include "team.h"
 
 namespace {
@@ -246,6 +251,176 @@ float score_vectors(const float *columns, int tokens, const Vectors &kept, int64
     return sum;
 }
 
+#ifdef TILES
+
+constexpr int TILE = 16;        // rows of a tile: tokens, or pairs of a query's numbers
+constexpr int STEP = 2 * TILE;  // numbers of a tile's row
+
+// Whether the system lets this process use tiles.
+bool tiles_granted() {
+    static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+    return granted;
+}
+
+// gcc's tile loads and stores do not say that they read and write memory: what was stored before must be there.
+inline void settle() { asm volatile("" ::: "memory"); }
+
+// Tiles as they are needed here, and after that as they were: oneDNN does not look again.
+class Configured {
+  public:
+    Configured() {
+        _tile_storeconfig(before_);
+        alignas(64) uint8_t config[64] = {1};
+        for (int tile = 0; tile < 8; tile++) config[16 + 2 * tile] = 4 * TILE, config[48 + tile] = TILE;
+        settle();
+        _tile_loadconfig(config);
+    }
+    ~Configured() {
+        settle();
+        _tile_loadconfig(before_);
+    }
+
+  private:
+    alignas(64) uint8_t before_[64];
+};
+
+// The bfloat16 nearest to a number, as a float32.
+inline float nearest(float number) {
+    uint32_t bits;
+    std::memcpy(&bits, &number, sizeof bits);
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
+    std::memcpy(&number, &bits, sizeof bits);
+    return number;
+}
+
+inline uint32_t pair(float one, float other) {  // of bfloat16
+    uint32_t low, high;
+    std::memcpy(&low, &one, sizeof low);
+    std::memcpy(&high, &other, sizeof high);
+    return low >> 16 | high;
+}
+
+struct alignas(64) Tile {
+    uint32_t rows[TILE][LANES];  // of pairs of numbers, by lane
+};
+
+constexpr int SUMMANDS = 2;  // bfloat16 that a float32 is the sum of, but for its 2 ** -18th
+
+// A query as tiles, (parts, dim / STEP, SUMMANDS).
+std::vector<Tile> query_tiles(const float *columns, int parts, int dim) {
+    std::vector<Tile> tiles(size_t(parts) * dim / STEP * SUMMANDS);
+    Tile *to = tiles.data();
+    for (int step = 0; step < parts * dim / STEP; step++, to += SUMMANDS) {
+        for (int row = 0; row < TILE; row++, columns += 2 * LANES) {
+            for (int lane = 0; lane < LANES; lane++) {
+                float one = columns[lane], other = columns[LANES + lane];
+                for (int n = 0; n < SUMMANDS; n++) {
+                    const float first = nearest(one), second = nearest(other);
+                    to[n].rows[row][lane] = pair(first, second);
+                    one -= first, other -= second;
+                }
+            }
+        }
+    }
+    return tiles;
+}
+
+// Part float16 into two bfloat16 each, the sum of which they are: n of them, a multiple of STEP.
+inline void halve(const uint16_t *from, int n, uint16_t *uppers, uint16_t *rests) {
+    alignas(64) static const uint16_t ODD[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const __m512i odd = _mm512_load_si512(ODD);
+    const auto rounded = [](__m512 x) { return _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)); };
+    const auto rest = [](__m512 x, __m512i upper) {
+        upper = _mm512_and_si512(upper, _mm512_set1_epi32(0xFFFF0000));
+        return _mm512_castps_si512(_mm512_sub_ps(x, _mm512_castsi512_ps(upper)));
+    };
+    for (int i = 0; i < n; i += STEP) {
+        const __m512i both = _mm512_loadu_si512(from + i);
+        const __m512 a = _mm512_cvtph_ps(_mm512_castsi512_si256(both));
+        const __m512 b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1));
+        const __m512i upper_a = rounded(a), upper_b = rounded(b);
+        _mm512_storeu_si512(uppers + i, _mm512_permutex2var_epi16(upper_a, odd, upper_b));
+        _mm512_storeu_si512(rests + i, _mm512_permutex2var_epi16(rest(a, upper_a), odd, rest(b, upper_b)));
+    }
+}
+
+// The products of two tiles' tokens with 16 or 32 tokens of the query, and the greatest of `count` tokens of them.
+template <int PARTS, bool HALVED>
+inline void meet(const Tile *query, int steps, const uint16_t *uppers, const uint16_t *rests, int64_t count,
+                 Lanes *most) {
+    const int row = steps * STEP * 2;  // bytes
+    const Tile *other = query + SUMMANDS * steps;
+    const auto take = [&](const uint16_t *numbers) {
+        _tile_loadd(4, numbers, row);
+        _tile_loadd(5, numbers + TILE * steps * STEP, row);
+    };
+    const auto multiply = [&](const Tile *by, const Tile *by_other) {
+        _tile_loadd(6, by, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+        if (PARTS == 2) {
+            _tile_loadd(7, by_other, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    };
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int step = 0; step < steps; step++, query += SUMMANDS, other += SUMMANDS) {
+        take(uppers + step * STEP);
+        for (int n = 0; n < SUMMANDS; n++) multiply(query + n, other + n);
+        if (HALVED) {  // by the last summand it would be less than what is left out of a float32
+            take(rests + step * STEP);
+            for (int n = 0; n < SUMMANDS - 1; n++) multiply(query + n, other + n);
+        }
+    }
+    Lanes found[2 * PARTS][TILE];
+    _tile_stored(0, found[0], 64);
+    _tile_stored(1, found[1], 64);
+    if (PARTS == 2) {
+        _tile_stored(2, found[2], 64);
+        _tile_stored(3, found[3], 64);
+    }
+    settle();
+    for (int part = 0; part < PARTS; part++)
+        for (int64_t t = 0; t < count; t++) raise_to(most[part], found[2 * part + t / TILE][t % TILE]);
+}
+
+// MaxSim of a query with some of the vectors, at least one, 16 bits a number; `room` for the halves of two tiles' tokens.
+template <bool HALVED>
+float score_by_tiles(const std::vector<Tile> &query, int tokens, const Vectors &kept, int64_t start, int64_t length,
+                     uint16_t *room, std::vector<Lanes> &most) {
+    const int dim = kept.dim, steps = dim / STEP, parts = (tokens + LANES - 1) / LANES;
+    const uint16_t *numbers = static_cast<const uint16_t *>(kept.numbers) + start * dim;
+    uint16_t *rests = room + 2 * TILE * dim;
+    most.assign(parts, Lanes{} - std::numeric_limits<float>::infinity());
+    for (int64_t token = 0; token < length; token += 2 * TILE, numbers += 2 * TILE * dim) {
+        const int64_t count = std::min<int64_t>(2 * TILE, length - token);
+        const uint16_t *uppers = numbers;
+        if (HALVED) {
+            halve(numbers, count * dim, room, rests);
+            uppers = room;
+        } else if (count < 2 * TILE) {  // or more would be read than there is
+            std::memcpy(room, numbers, size_t(count) * dim * 2);
+            uppers = room;
+        }
+        settle();
+        const Tile *tiles = query.data();
+        int part = 0;
+        for (; part + 2 <= parts; part += 2, tiles += 2 * SUMMANDS * steps)
+            meet<2, HALVED>(tiles, steps, uppers, rests, count, &most[part]);
+        if (part < parts) meet<1, HALVED>(tiles, steps, uppers, rests, count, &most[part]);
+    }
+    float sum = 0;
+    for (int i = 0; i < tokens; i++) sum += most[i / LANES][i % LANES];
+    return sum;
+}
+
+#endif
+
 }  // namespace
 
 // MaxSim of a query with documents whose vectors (tokens, dim) are numbers of a `Kind`.
@@ -257,6 +432,20 @@ extern "C" void mbretrieve_score_vectors(const float *columns, int tokens, int d
     for (int64_t d = 0; d < documents; d++) total += lengths[d];
     const int64_t work = total * dim * ((tokens + LANES - 1) / LANES);
     const int64_t team = team_for(work, PRODUCTS_SHARE, threads);
+#ifdef TILES
+    if (kept.kind != FLOAT32 && dim % STEP == 0 && tiles_granted()) {
+        const std::vector<Tile> query = query_tiles(columns, (tokens + LANES - 1) / LANES, dim);
+        by_tokens(lengths, documents, total, team, [&](int64_t first, int64_t last) {
+            const Configured configured;
+            std::vector<uint16_t> room(size_t(4 * TILE) * dim);
+            std::vector<Lanes> most;
+            const auto score = kept.kind == FLOAT16 ? score_by_tiles<true> : score_by_tiles<false>;
+            for (int64_t d = first; d < last; d++)
+                out[d] = score(query, tokens, kept, starts[d], lengths[d], room.data(), most);
+        });
+        return;
+    }
+#endif
     by_tokens(lengths, documents, total, team, [&](int64_t first, int64_t last) {
         std::vector<float> room(size_t(AT_ONCE) * dim);
         std::vector<Lanes> most;
