@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from mbretrieve.errors import DataError
+from mbretrieve.evaluation.report import read_result, write_result
 from mbretrieve.models.checkpoint import load
 from mbretrieve.models.colbert import ColBERT
 from mbretrieve.models.dense import DenseEncoder
@@ -441,3 +443,24 @@ def test_the_mean_of_two_trainings(mini: Any, tmp_path: Path) -> None:
         average.averaged([(one, 0.5), (other, 0.4)], 100)
     with pytest.raises(DataError, match="unlike shapes"):
         average.averaged([(one, 0.5), (load(small.bare(tmp_path / "bare", num_hidden_layers=2)), 0.5)], 100)
+
+
+def test_a_card_says_what_was_read_and_what_was_found(pairs: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[[data]]\nname = "words"\npath = "{pairs}"\nlicence = "MIT"\n[run]\nsteps = 1\n[card]\nlicence = "mit"\n'
+    )
+    model = small.pylate(tmp_path / "model")
+    found = {"-colbert": ({"ndcg@10": 0.5}, {"ndcg@10": 0.625}), "-dense": ({"ndcg@10": 0.25}, None)}
+    result = read_result(ROOT / "eval" / "results" / "mini-v3-dense" / "beir-folder" / "cosqa.json")
+    for suffix, (metrics, exact) in found.items():
+        path = tmp_path / "results" / f"made{suffix}" / "beir-folder" / "cosqa.json"
+        write_result(path, replace(result, metrics=metrics, exact_metrics=exact))
+    options = ("--name", "made", "--recipe", recipe, "--results", tmp_path / "results" / "made")
+    run("card.py", model, "--output", tmp_path / "carded", *options, "run.batch_size=16")
+    card = (tmp_path / "carded" / "README.md").read_text("utf-8")
+    said = {one.dataset_name: one.metric_value for one in ModelCard(card).data.eval_results}
+    assert said == {"cosqa, late interaction": 0.5, "cosqa, late interaction, exact": 0.625, "cosqa, dense": 0.25}
+    for words in ("words", "200", "MIT", "batch_size = 16", "On the test splits"):
+        assert words in card
+    assert load(tmp_path / "carded").backbone.keys() == load(model).backbone.keys()
