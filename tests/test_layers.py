@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mbretrieve"
 # A room may import the rooms of earlier lines and itself, never a sibling on its own line.
 LAYERS = [
     ["errors", "types", "compiled", "cores"],
-    ["scoring", "training.recipe"],
+    ["scoring", "training.recipe", "jsonl"],
     [
         "models",
         "index",

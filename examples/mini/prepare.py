@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mbretrieve.errors import MbretrieveError
-from mbretrieve.training.data.tables import LineStream
+from mbretrieve.jsonl import read_objects
 
 _DOCUMENTATION = re.compile(r'""".*?"""' + r"|'''.*?'''", re.DOTALL)
 _PREFIX = 150  # characters of code that tell functions apart, and are there if a copy was cut
@@ -94,9 +94,9 @@ def evaluated(folders: Iterable[Path]) -> tuple[set[bytes], set[bytes]]:
             for line in path.read_text("utf-8").splitlines()
         ]
         asked, relevant = {fields[0] for fields in judged}, {fields[1] for fields in judged}
-        rows = (row for _, row in LineStream(folder / "queries.jsonl").rows())
+        rows = (row for _, row in read_objects(folder / "queries.jsonl"))
         queries |= {query_key(row["text"]) for row in rows if row["_id"] in asked}
-        rows = (row for _, row in LineStream(folder / "corpus.jsonl").rows())
+        rows = (row for _, row in read_objects(folder / "corpus.jsonl"))
         documents |= {document_key(row["text"]) for row in rows if row["_id"] in relevant}
     return queries, documents
 
@@ -141,7 +141,7 @@ def main() -> None:
     for path in arguments.pairs:
         read = written = 0
         with gzip.GzipFile(arguments.output / path.name, "wb", mtime=0) as out:
-            rows = [row for _, row in LineStream(path).rows()]
+            rows = [row for _, row in read_objects(path)]
             read = len(rows)
             for row in kept(rows, queries, documents):
                 out.write((json.dumps(styled(row, arguments.styled), ensure_ascii=False) + "\n").encode())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mbretrieve.errors import MbretrieveError
-from mbretrieve.training.data.tables import LineStream
+from mbretrieve.jsonl import read_objects
 
 _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _POINTS_BACK = re.compile(
@@ -59,7 +59,7 @@ def _is_prose(sentence: str) -> bool:
 def pairs(files: list[Path]) -> Iterator[dict[str, str]]:
     """Yield what the rows of files of pairs give."""
     for path in files:
-        for _, row in LineStream(path).rows():
+        for _, row in read_objects(path):
             if (pair := sentence_pair(row)) is not None:
                 yield pair
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from mbretrieve.errors import MbretrieveError
-from mbretrieve.training.data.tables import LineStream
+from mbretrieve.jsonl import read_objects
 from mbretrieve.training.data.vectors import NAMES
 
 _AT_ONCE = 8192  # texts: sorted by length among so many
@@ -45,7 +45,7 @@ class Teacher:
 
 def teach(teacher: Teacher, pairs: Path, folder: Path, column: str, name: str) -> int:
     """Write one side's vectors of a file of pairs; return how many."""
-    rows = (row for _, row in LineStream(pairs).rows())
+    rows = (row for _, row in read_objects(pairs))
     parts = []
     while texts := [row[column] for row in islice(rows, _AT_ONCE)]:
         parts.append(teacher.encode(texts))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mbretrieve.jsonl import read_objects
 from mbretrieve.models.tokenizer import Tokenizer
-from mbretrieve.training.data.tables import LineStream
 
 _AT_ONCE = 4096  # texts
 _MOST_CHARS = 1000  # of a text: its beginning is what the model will see the most of
@@ -21,7 +21,7 @@ def read_texts(files: Sequence[Path], pairs: int) -> Iterator[str]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             total = sum(1 for _ in file)
         every = max(1, total * len(files) // pairs)
-        for _, row in islice(LineStream(path).rows(), 0, None, every):
+        for _, row in islice(read_objects(path), 0, None, every):
             yield row["query"]
             yield row["positive"][:_MOST_CHARS]
 

@@ -1,6 +1,5 @@
 """What a given index costs and loses: recall against exact search, latency and queries a second, over its settings."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from mbretrieve.evaluation import exact, provenance
 from mbretrieve.evaluation.metrics import agreement
 from mbretrieve.index import AnyIndex, Effort, Match
 from mbretrieve.index.store import MEMORY
+from mbretrieve.jsonl import read_objects
 from mbretrieve.retriever import Retriever
 from mbretrieve.scoring.native import prepare
 from mbretrieve.types import Encoder, FloatArray, Head, JointVectors, Kind, Progress, Run, as_window, rows_of
@@ -137,19 +137,8 @@ def read_queries(path: Path) -> list[Asked]:
 
     At most MOST_QUERIES, spread evenly over the file. Raises: DataError with file and line.
     """
-    found: list[Asked] = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line.decode("utf-8"))
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}:{number}: not a line of JSON ({error})") from error
-                asked = _asked(f"{path}:{number}", row if isinstance(row, dict) else {})
-                if asked.text.strip() or asked.vectors is not None:
-                    found.append(asked)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): name a file of queries") from error
+    asked = (_asked(place, row) for place, row in read_objects(path))
+    found = [one for one in asked if one.text.strip() or one.vectors is not None]
     if not found:
         raise DataError(f'{path} has no query: expected {{"text": "..."}} a line')
     places = np.linspace(0, len(found) - 1, min(MOST_QUERIES, len(found))).round().astype(int)

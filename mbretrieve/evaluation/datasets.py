@@ -25,6 +25,7 @@ from typing import Any
 
 from mbretrieve.errors import DataError, MissingExtraError
 from mbretrieve.evaluation.suites import Part
+from mbretrieve.jsonl import parse, read_lines
 from mbretrieve.types import Document, Qrels
 
 Row = tuple[str, str]
@@ -226,20 +227,15 @@ def _judgements_file(folder: Path, part: Part) -> Path:
 def _check_jsonl(path: Path) -> set[str]:
     """Check each line of corpus.jsonl or queries.jsonl and return the ids. Raises: DataError with file and line."""
     ids: set[str] = set()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: not a line of JSON ({error})") from error
-            fields = row if isinstance(row, dict) else {}
-            key, text, title = fields.get("_id"), fields.get("text"), fields.get("title") or ""
-            if not (isinstance(key, str) and isinstance(text, str) and isinstance(title, str)):
-                got = line.decode("utf-8").strip()[:60]
-                raise DataError(f'{path}:{number}: expected {{"_id": "...", "text": "..."}} with strings, got {got}')
-            if key in ids:
-                raise DataError(f"{path}:{number}: id {key!r} comes a second time: ids must be unique")
-            ids.add(key)
+    for place, line in read_lines(path):
+        row = parse(line, place)
+        key, text, title = row.get("_id"), row.get("text"), row.get("title") or ""
+        if not (isinstance(key, str) and isinstance(text, str) and isinstance(title, str)):
+            got = line.decode("utf-8").strip()[:60]
+            raise DataError(f'{place}: expected {{"_id": "...", "text": "..."}} with strings, got {got}')
+        if key in ids:
+            raise DataError(f"{place}: id {key!r} comes a second time: ids must be unique")
+        ids.add(key)
     if not ids:
         raise DataError(f"{path} is empty: expected one JSON object a line")
     return ids

@@ -4,17 +4,16 @@ A file is read line by line, as often as it is asked for; of a BEIR folder the q
 texts are held, the corpus is not.
 """
 
+import codecs
 import csv
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from mbretrieve.corpus.jsonl import clean
 from mbretrieve.errors import DataError
+from mbretrieve.jsonl import parse, read_lines
 
 Scores = Callable[[Sequence[str], Sequence[Sequence[str]]], list[list[float]]]
 """Queries and for each of them some texts -> the texts' scores, in their order."""
@@ -55,8 +54,8 @@ class PairFile:
 
     def pairs(self) -> Iterator[Pair]:
         """Yield the pairs in the file's order."""
-        for number, row in _rows(self._path):
-            query, positive = (_text(self._path, number, row, key) for key in ("query", "positive"))
+        for place, row in _rows(self._path):
+            query, positive = (_text(place, row, key) for key in ("query", "positive"))
             yield Pair(query, positive)
 
     def texts(self) -> Iterator[str]:
@@ -136,37 +135,26 @@ def open_pairs(path: Path, split: str) -> Pairs:
     return PairFile(path)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield a file's lines, numbered, as JSON objects; blank lines are none."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}")
-                yield number, row
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: not a line of JSON in UTF-8 ({error}): mend it, or take it out") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read behind line {number} ({error}): fetch it again") from error
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a file's lines as JSON objects, each with its place; blank lines are none."""
+    for place, line in read_lines(path):
+        if line.strip():
+            yield place, parse(line.removeprefix(codecs.BOM_UTF8), place)
 
 
-def _text(path: Path, number: int, row: dict[str, Any], key: str) -> str:
+def _text(place: str, row: dict[str, Any], key: str) -> str:
     text = row.get(key)
     if not isinstance(text, str) or not text.strip():
         came = "nothing" if text is None else repr(text)[:60]
-        raise DataError(f"{path}:{number}: {key} is {came}, expected a text: mend the line, or take it out")
+        raise DataError(f"{place}: {key} is {came}, expected a text: mend the line, or take it out")
     return clean(text)
 
 
 def _beir_rows(path: Path) -> Iterator[tuple[str, str]]:
-    for number, row in _rows(path):
+    for place, row in _rows(path):
         key, title, text = row.get("_id"), row.get("title") or "", row.get("text") or ""
         if not all(isinstance(value, str) for value in (key, title, text)):
-            raise DataError(f'{path}:{number}: expected {{"_id": "...", "text": "..."}} with strings')
+            raise DataError(f'{place}: expected {{"_id": "...", "text": "..."}} with strings')
         yield str(key), clean(f"{title} {text}".strip())
 
 

@@ -123,7 +123,7 @@ def test_without_matplotlib_the_figures_are_written(
         ('{"text": " "}\n', "has no query"),
         ('{"text": "a"}\nnot json\n', "queries.jsonl:2: not a line of JSON"),
         ('{"text": 7}\n', 'queries.jsonl:1: expected an object with a string under "text" or "query"'),
-        ("[1]\n", "queries.jsonl:1: expected an object"),
+        ("[1]\n", "queries.jsonl:1: expected a JSON object"),
         ('{"vector": 7}\n', 'queries.jsonl:1: "vector": expected a list of numbers'),
         ('{"vector": [1, null]}\n', 'queries.jsonl:1: "vector": expected a list of numbers'),
         ('{"vectors": [1, 2]}\n', 'queries.jsonl:1: "vectors": expected a list of lists of numbers'),

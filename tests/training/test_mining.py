@@ -320,7 +320,7 @@ BAD = {
     "missing": (b'{"query": "a"}\n', r"in.jsonl:1: positive is nothing, expected a text"),
     "not_text": (b'{"query": "a", "positive": ["b"]}\n', r"in.jsonl:1: positive is \['b'\]"),
     "broken": (b'{"query": "a", "positive": "b"}\n{"query": \n', r"in.jsonl:2: not a line of JSON"),
-    "not_utf8": (b'{"query": "\xff"}\n', r"in.jsonl:1: not a line of JSON in UTF-8"),
+    "not_utf8": (b'{"query": "\xff"}\n', r"in.jsonl:1: not a line of JSON"),
     "a_list": (b"[1]\n", r"in.jsonl:1: expected a JSON object"),
     "empty": (b"\n", "there are no pairs"),
 }
@@ -339,7 +339,7 @@ def test_bad_pairs_are_one_line(tmp_path: Path, case: str) -> None:
 def test_a_packed_file_that_breaks_off(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"query": f"q {n}", "positive": f"p {n * 7919}"}) + "\n" for n in range(5000))
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-200])
-    with pytest.raises(DataError, match=r"in.jsonl.gz cannot be read behind line \d+"):
+    with pytest.raises(DataError, match=r"in.jsonl.gz is not a whole gzip file"):
         list(PairFile(tmp_path / "in.jsonl.gz").pairs())
 
 

@@ -9,11 +9,9 @@ back.
 import gzip
 import hashlib
 import importlib
-import json
 import os
 import shutil
 import tempfile
-import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbretrieve.errors import DataError, MissingExtraError
+from mbretrieve.jsonl import bounded_lines, parse, read_lines, reading
 from mbretrieve.training.config import SourceConfig
 from mbretrieve.training.data import digests
 
 Row = Mapping[str, Any]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".tsv")
-_MOST_LINE_BYTES = 256 * 2**20  # of one line: a file without line ends should not fill the memory
 
 
 class Table(Protocol):
@@ -59,7 +57,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _reading(path):
+        with reading(path):
             self._file = _plain_file(path)
             self.digest = digests.of_open(self._file)
             self._offsets = _line_offsets(self._file, path)
@@ -120,18 +118,14 @@ class LineStream:
     @cached_property
     def digest(self) -> str:
         """What the rows are, as a hash."""
-        with _reading(self._path):
+        with reading(self._path):
             return digests.of_file(self._path)
 
     def rows(self, start: int = 0) -> Iterator[tuple[int, Row]]:
         """Read rows in their order."""
-        with _reading(self._path), _open(self._path) as file:
-            at = 0
-            while line := file.readline(_MOST_LINE_BYTES + 1):
-                if at >= start:
-                    _check_line(line, self.place(at))
-                    yield at, parse(line, self.place(at))
-                at += 1
+        for at, (place, line) in enumerate(read_lines(self._path)):
+            if at >= start:
+                yield at, parse(line, place)
 
     def place(self, at: int) -> str:
         """Say where a row stands."""
@@ -270,10 +264,6 @@ def _find(path: Path, name: str) -> Path:
 # JSON lines
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 def _plain_file(path: Path) -> IO[bytes]:
     """Open a file for reading at any place; what is compressed is unpacked to a file that vanishes when closed."""
     if path.suffix != ".gz":
@@ -288,38 +278,11 @@ def _plain_file(path: Path) -> IO[bytes]:
 def _line_offsets(file: IO[bytes], path: Path) -> "array[int]":
     """Return where each line starts, and where the last one ends."""
     offsets = array("q", [0])
-    while line := file.readline(_MOST_LINE_BYTES + 1):
-        _check_line(line, f"{path}:{len(offsets)}")
+    for line in bounded_lines(file, path):
         offsets.append(offsets[-1] + len(line))
     if len(offsets) == 1:
         raise DataError(f"{path} is empty: expected one JSON object a line")
     return offsets
-
-
-def _check_line(line: bytes, place: str) -> None:
-    if len(line) > _MOST_LINE_BYTES:
-        raise DataError(f"{place}: a line of more than {_MOST_LINE_BYTES:,} bytes, expected one JSON object a line")
-
-
-def parse(line: bytes, place: str) -> Row:
-    """Read one line of JSON. Raises: DataError, with its place, for what is not an object."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not a line of JSON ({error}): mend or remove the line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: expected a JSON object, got {line[:60].decode('utf-8', 'replace').strip()}")
-    return row
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}): fetch or write it again") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 # Hugging Face's datasets
