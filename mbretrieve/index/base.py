@@ -240,8 +240,9 @@ class VectorIndex(ABC, Generic[Query]):
         scores by meaning and by words; equal scores by id.
 
         Joined are the best ``depth`` by meaning and the best half as many by words, each with its score by meaning, and
-        the one by words if it is among the best ``depth`` by these. A match spans the window that is best by meaning.
-        For the rest: ``search``.
+        the one by words if it is among the best ``depth`` by these. By words fewer are, but ``k``, where they are long:
+        so many as have ``effort.rescore`` windows together, unless ``exact``. A match spans the window that is best by
+        meaning. For the rest: ``search``.
         """
         _check_k(k)
         checked = self._queries(queries)
@@ -255,11 +256,14 @@ class VectorIndex(ABC, Generic[Query]):
             worded, scores = search_contents(catalogue, text, depth, passed)
             best = best_of(scores, depth)
             worded, scores = worded[best], scores[best]
-            also = worded[best_of(scores, max(1, depth // 2))]
+            first = best_of(scores, max(1, depth // 2))
+            also = worded[first]
             if exact:
                 found = Found(positions, self._score_windows(view, [query], positions)[0])
             else:
-                [found] = self._candidates(view, [query], positions, depth, effort, view.positions(also))
+                most = (effort or self.effort(depth)).rescore
+                near = view.positions_of_best(also, scores[first], most, k)
+                [found] = self._candidates(view, [query], positions, depth, effort, near)
             by = view.by_content(found)
             chosen = best_of(by.scores, depth) | is_among(by.contents, also)
             contents, has_words = by.contents[chosen], is_among(by.contents[chosen], worded)

@@ -135,6 +135,19 @@ class View:
             found.append(first + rows[live[rows]])
         return np.concatenate(found)
 
+    def positions_of_best(self, contents: Integers, scores: NDArray[Any], most: int, least: int) -> Integers:
+        """Return the positions, rising, of the windows of those of some contents, rising, that score highest: as
+        many of these as have at most ``most`` windows together, and ``least`` of them however many they have."""
+        positions = self.positions(contents)
+        if len(positions) <= most:
+            return positions
+        places = np.searchsorted(contents, self.contents(positions))
+        order = np.argsort(-scores, kind="stable")
+        together = np.cumsum(np.bincount(places, minlength=len(contents))[order])
+        kept = np.zeros(len(contents), dtype=bool)
+        kept[order[: max(least, int(np.searchsorted(together, most, side="right")))]] = True
+        return positions[kept[places]]
+
     def selected(self, positions: Integers) -> list[NDArray[np.bool_]]:
         """Return for each segment which of its rows hold one of some windows: (rows,)."""
         if positions is self.every_position:

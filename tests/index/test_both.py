@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mbretrieve.index import Entry, create_index
 from mbretrieve.index.fusion import weighted_sum
+from mbretrieve.index.view import load_view
 from mbretrieve.types import JointVectors
 from tests.index.packed import tiny
 
@@ -82,3 +85,34 @@ def test_what_words_find_is_scored_by_meaning_however_far_it_is(
         [content] = lexical
         assert semantic[content] == pytest.approx(exact[0].score, abs=1e-4)
         assert len(semantic) <= 3
+
+
+@given(
+    windows=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    seed=st.integers(0, 99),
+    most=st.integers(1, 60),
+    least=st.integers(0, 12),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+def test_of_long_documents_only_the_best_are_scored(
+    tmp_path_factory: pytest.TempPathFactory, windows: list[int], seed: int, most: int, least: int
+) -> None:
+    random = np.random.default_rng(seed)
+    with create_index(tmp_path_factory.mktemp("long") / "index", "dense", DIM, {}) as index:
+        for some in (windows[::2], windows[1::2]):  # two segments
+            with index.writer() as writer:
+                writer.add(Entry(str(random.random()), [window("dense", random)] * n, [(0, 1)] * n) for n in some)
+        view = load_view(index._catalogue)
+        contents = np.unique(view.contents(view.every_position))
+        contents = contents[random.random(len(contents)) < 0.8]
+        scores = random.permutation(len(contents)) / 2
+        found = view.contents(view.positions_of_best(contents, scores, most, least))
+
+    counts = dict(zip(range(1, len(windows) + 1), [*windows[::2], *windows[1::2]], strict=True))
+    taken, room = [], most
+    for place, content in enumerate(contents[np.argsort(-scores)].tolist()):
+        room -= counts[content]
+        if place >= least and room < 0:
+            break
+        taken.append(content)
+    assert sorted(found.tolist()) == sorted(content for content in taken for _ in range(counts[content]))
