@@ -1,9 +1,10 @@
 """The bundled model with its card: what the last training read, and what ``mbretrieve eval`` found.
 
-    python examples/mini/card.py mini/model --output mini/bundled --name "mbretrieve mini, v4" \\
-        --recipe examples/recipes/mini-deep.toml --results eval/results/mini-v4
+    python examples/mini/card.py mini/model --output mini/bundled --name "mbretrieve mini, v3" \\
+        --recipe examples/recipes/mini-hard.toml --results eval/results/mini-v3 model.start=mini/again run.steps=340
 
-The results are those of folders whose names begin so, one for each way to search that is named here and was measured.
+The settings are those that the last training was given. The results are those of folders whose names begin so, one for
+each way to search that is named here and was measured.
 """
 
 import argparse

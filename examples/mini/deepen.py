@@ -1,17 +1,14 @@
-"""Layers under a static model, and a head of token vectors: what the joint stage starts with. Or more layers.
+"""Layers under a static model, and a head of token vectors: what the joint stage starts with.
 
     python examples/mini/deepen.py --output mini/deep mini/static mini/pairs/*.jsonl.gz
-    python examples/mini/deepen.py --output mini/deeper mini/v3 --layers 6
 
-The matrices by which attention and MLP add to the stream are zero in layers that are new, which come last: the model
-gives the vectors that it gave before, to the last bit, until training moves them. A static model's token head is the
-principal components of the tokens' states, each token as often as it comes in the pairs; queries keep the lengths of
-their vectors, which are term weights. A model that has layers keeps its heads.
+The matrices by which attention and MLP add to the stream are zero, so that the deep model gives the static one's
+vectors, to the last bit, until training moves them. The token head is the principal components of the tokens' states,
+each token as often as it comes in the pairs; queries keep the lengths of their vectors, which are term weights.
 """
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,23 +26,22 @@ from mbretrieve.models.settings import Checkpoint, DenseLayer, Settings, Side
 _LENGTH = 2.0
 
 
-def deepened(model: Checkpoint, layers: int, intermediate: int) -> tuple[ModernBertConfig, dict[str, Tensor]]:
-    """Return config and weights of a model of ``layers`` layers that computes what one of fewer does.
+def deepened(static: Checkpoint, layers: int, intermediate: int) -> tuple[ModernBertConfig, dict[str, Tensor]]:
+    """Return config and weights of a model of ``layers`` layers that computes what one of none does.
 
-    intermediate: the width of the MLPs, if the model has none yet. Raises: DataError if it has as many layers already.
+    Raises: DataError if the model has layers already.
     """
-    there = model.config.num_hidden_layers
-    if there >= layers:
-        raise DataError(f"the model has {there} layers, fewer than {layers} were expected")
-    saved = model.config.to_dict()
+    if static.config.num_hidden_layers:
+        raise DataError(f"the model has {static.config.num_hidden_layers} layers, expected a static one, without any")
+    saved = static.config.to_dict()
     del saved["layer_types"]
-    sizes = {"num_hidden_layers": layers, "global_attn_every_n_layers": 3}
-    config = ModernBertConfig.from_dict(saved | sizes | ({} if there else {"intermediate_size": intermediate}))
+    sizes = {"num_hidden_layers": layers, "intermediate_size": intermediate, "global_attn_every_n_layers": 3}
+    config = ModernBertConfig.from_dict({**saved, **sizes})
     state = ModernBert(config).state_dict()
     for name, tensor in state.items():
         if name.endswith("Wo.weight"):
             tensor.zero_()
-    return config, state | {name: tensor.float() for name, tensor in model.backbone.items()}
+    return config, state | {name: tensor.float() for name, tensor in static.backbone.items()}
 
 
 @torch.no_grad()
@@ -69,10 +65,8 @@ def token_head(static: Checkpoint, counts: NDArray[np.int64], width: int) -> Ten
 def main() -> None:
     """Deepen a model and write it as one of late interaction."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="the static model, or one with fewer layers")
-    parser.add_argument(
-        "pairs", nargs="*", type=Path, metavar="PAIRS.jsonl.gz", help="where a static one's tokens count"
-    )
+    parser.add_argument("model", type=Path, help="the static model")
+    parser.add_argument("pairs", nargs="+", type=Path, metavar="PAIRS.jsonl.gz", help="where tokens are counted")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--intermediate-size", type=int, default=384)
@@ -81,16 +75,12 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=120_000, help="pairs in which tokens are counted (120,000)")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    model = load(arguments.model)
-    config, state = deepened(model, arguments.layers, arguments.intermediate_size)
-    if model.config.num_hidden_layers:
-        head = tuple(replace(layer, weight=layer.weight.float()) for layer in model.projection)
-        save(replace(model, config=config, backbone=state, projection=head), arguments.output)
-        return
-    counts = token_counts(model.tokenizer, read_texts(arguments.pairs, arguments.sample))
-    head = (DenseLayer(token_head(model, counts, arguments.dim)),)
+    static = load(arguments.model)
+    config, state = deepened(static, arguments.layers, arguments.intermediate_size)
+    counts = token_counts(static.tokenizer, read_texts(arguments.pairs, arguments.sample))
+    head = DenseLayer(token_head(static, counts, arguments.dim))
     settings = Settings(queries=Side(length=64, normalize=False), documents=Side(length=512))
-    save(Checkpoint(config, state, model.tokenizer, settings, model.limit, head), arguments.output)
+    save(Checkpoint(config, state, static.tokenizer, settings, static.limit, (head,)), arguments.output)
 
 
 if __name__ == "__main__":
