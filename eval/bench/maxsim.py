@@ -44,12 +44,15 @@ def ragged(documents: int, mean: int) -> list[int]:
 CASES = {
     "1,000 documents of 300 tokens, float32": Case([300] * 1000, "float32"),
     "1,000 documents of 300 tokens, float16": Case([300] * 1000, "float16"),
+    "1,000 documents of 300 tokens, bfloat16": Case([300] * 1000, "bfloat16"),
     "1,000 documents of 300 tokens, 2 bits": Case([300] * 1000, "codes"),
     "1,000 documents of 8 to 592 tokens, float32": Case(ragged(1000, 300), "float32"),
     "1,000 documents of 8 to 592 tokens, float16": Case(ragged(1000, 300), "float16"),
+    "1,000 documents of 8 to 592 tokens, bfloat16": Case(ragged(1000, 300), "bfloat16"),
     "1,000 documents of 8 to 592 tokens, 2 bits": Case(ragged(1000, 300), "codes"),
     "40 documents of 8,192 tokens, float32": Case([8192] * 40, "float32"),
     "40 documents of 8,192 tokens, float16": Case([8192] * 40, "float16"),
+    "40 documents of 8,192 tokens, bfloat16": Case([8192] * 40, "bfloat16"),
     "40 documents of 8,192 tokens, 2 bits": Case([8192] * 40, "codes"),
 }
 
