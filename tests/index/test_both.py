@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbretrieve.index import Entry, create_index
@@ -93,7 +93,7 @@ def test_what_words_find_is_scored_by_meaning_however_far_it_is(
     most=st.integers(1, 60),
     least=st.integers(0, 12),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_of_long_documents_only_the_best_are_scored(
     tmp_path_factory: pytest.TempPathFactory, windows: list[int], seed: int, most: int, least: int
 ) -> None:

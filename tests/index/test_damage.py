@@ -71,7 +71,8 @@ def test_a_changed_byte_is_found_or_changes_nothing(
     expected, rows = state(path), rows_by_key(path)
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # So many that chance alone does not reach the bound below: 1 in 100 is missed, give or take a third.
+    @settings(max_examples=1200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(seed=st.integers(0, 1 << 32), which=st.integers(0, 9))
     def harm(seed: int, which: int) -> None:
         random = np.random.default_rng(seed)
@@ -104,7 +105,7 @@ def test_a_changed_byte_is_found_or_changes_nothing(
     counted(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     assert counts["said"] > 0
     assert counts["no change"] > 0
-    assert counts["missed"] <= sum(counts.values()) // 25  # 1 in 50 of 27,000 changed bytes of a catalogue
+    assert counts["missed"] <= sum(counts.values()) // 50
 
 
 SAID = "an error"
