@@ -47,7 +47,7 @@ def parse(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not a line of JSON ({error}): mend or remove the line") from error
+        raise DataError(f"{place}: not a line of JSON in UTF-8 ({error}): mend or remove the line") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: expected a JSON object, got {line[:60].decode('utf-8', 'replace').strip()}")
     return row

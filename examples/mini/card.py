@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mbretrieve.errors import MbretrieveError
 from mbretrieve.evaluation.report import read_result
-from mbretrieve.jsonl import read_objects
+from mbretrieve.jsonl import read_lines
 from mbretrieve.models.card import DataSource, Metric, TrainingFacts
 from mbretrieve.models.checkpoint import load, save
 from mbretrieve.training.config import TrainConfig
@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = TrainConfig.load(arguments.recipe, arguments.settings)
     data = [
-        DataSource(source.name, sum(1 for _ in read_objects(Path(source.path))), source.licence)
+        DataSource(source.name, sum(1 for _ in read_lines(Path(source.path))), source.licence)
         for source in config.data
         if source.path
     ]

@@ -1,6 +1,5 @@
 """What several of these steps read: the texts of pairs, and how often each token comes in them."""
 
-import gzip
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mbretrieve.jsonl import read_objects
+from mbretrieve.jsonl import read_lines, read_objects
 from mbretrieve.models.tokenizer import Tokenizer
 
 _AT_ONCE = 4096  # texts
@@ -18,8 +17,7 @@ _MOST_CHARS = 1000  # of a text: its beginning is what the model will see the mo
 def read_texts(files: Sequence[Path], pairs: int) -> Iterator[str]:
     """Yield the queries and positives of at most ``pairs`` pairs, as many of each file, spread over it."""
     for path in files:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            total = sum(1 for _ in file)
+        total = sum(1 for _ in read_lines(path))
         every = max(1, total * len(files) // pairs)
         for _, row in islice(read_objects(path), 0, None, every):
             yield row["query"]

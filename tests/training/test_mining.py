@@ -320,7 +320,7 @@ BAD = {
     "missing": (b'{"query": "a"}\n', r"in.jsonl:1: positive is nothing, expected a text"),
     "not_text": (b'{"query": "a", "positive": ["b"]}\n', r"in.jsonl:1: positive is \['b'\]"),
     "broken": (b'{"query": "a", "positive": "b"}\n{"query": \n', r"in.jsonl:2: not a line of JSON"),
-    "not_utf8": (b'{"query": "\xff"}\n', r"in.jsonl:1: not a line of JSON"),
+    "not_utf8": (b'{"query": "\xff"}\n', r"in.jsonl:1: not a line of JSON in UTF-8"),
     "a_list": (b"[1]\n", r"in.jsonl:1: expected a JSON object"),
     "empty": (b"\n", "there are no pairs"),
 }
